@@ -1,0 +1,240 @@
+"""The command line: python -m starfish_lab COMMAND. Every command takes --json and then prints what its table shows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from starfish_lab import settings
+from starfish_lab.errors import Cancelled, LabError
+from starfish_lab.recipe import Recipe, edit
+
+
+def models(arguments: argparse.Namespace) -> pd.DataFrame:
+    """Networks the lab knows by name; the paper's six first."""
+    from starfish_lab.models import PAPER_MODELS
+    from starfish_lab.models.loading import supported_names
+
+    first = pd.DataFrame({"model": ["starter", *PAPER_MODELS]})
+    first["weights"] = ["bundled"] + ["pretrained, file or random"] * len(PAPER_MODELS)
+    rest = pd.DataFrame({"model": [n for n in supported_names(arguments.filter) if n not in PAPER_MODELS], "weights": "pretrained, file or random"})
+    return pd.concat([first, rest]) if arguments.filter else first
+
+
+def spectra(arguments: argparse.Namespace) -> pd.DataFrame:
+    """Each layer's eigenvalues against the Marchenko–Pastur bulk."""
+    from starfish_lab.measure.hardware import choose_device
+    from starfish_lab.models.loading import load
+    from starfish_lab.spectra.layers import spectra_table
+
+    recipe = _recipe(arguments)
+    table = spectra_table(load(recipe.model), randomised=arguments.control, device=choose_device(recipe.device))
+    return table if arguments.json else table.drop(columns=[c for c in table if table[c].map(lambda v: isinstance(v, list)).any()])
+
+
+def run(arguments: argparse.Namespace) -> pd.DataFrame:
+    """Prune, heal and measure what the recipe says, here or (--queue) by a worker."""
+    from starfish_lab.store import Store
+
+    recipe, store = _recipe(arguments), Store()
+    if arguments.queue:
+        return pd.DataFrame([{"run": store.submit(recipe), "status": "queued"}])
+    return _foreground(store, recipe, "experiment", lambda report: report.frame("accuracy"))
+
+
+def latency(arguments: argparse.Namespace) -> pd.DataFrame:
+    """Latency of the dense and the pruned network on this machine."""
+    from starfish_lab.store import Store
+
+    return _foreground(Store(), _recipe(arguments), "latency", lambda report: report.frame("latency"))
+
+
+def runs(arguments: argparse.Namespace) -> pd.DataFrame:
+    """Runs in the store, newest first; with --table, one table of one run."""
+    from starfish_lab.store import Store
+
+    store = Store()
+    if arguments.cancel:
+        store.request_cancel(arguments.cancel)
+    if arguments.table:
+        if arguments.run is None:
+            raise LabError("--table shows a table of one run: add its number, as in `runs 3 --table drift`.")
+        return store.report(arguments.run).frame(arguments.table)
+    table = store.runs(kind=None, limit=arguments.limit)
+    if arguments.run is not None:
+        return table[table["id"] == arguments.run].T.rename_axis("field").reset_index()
+    columns = ["id", "name", "kind", "status", "model", "pattern", "sparsity", "method", "top1_dense", "top1_pruned", "top1_healed", "seconds"]
+    return table if arguments.json else table.reindex(columns=columns)
+
+
+def export(arguments: argparse.Namespace) -> pd.DataFrame:
+    """Write a run's tables (CSV), recipe (JSON) and network (safetensors) to a folder."""
+    import shutil
+
+    from starfish_lab.store import Store
+
+    store = Store()
+    run = store.run(arguments.run)
+    folder = Path(arguments.to)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.json").write_text(run.recipe.to_json())
+    written = ["recipe.json"]
+    for name, rows in store.report(arguments.run).tables.items():
+        pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
+        written.append(f"{name}.csv")
+    network = settings.home() / "runs" / str(arguments.run) / "healed"
+    if network.exists():
+        shutil.copytree(network, folder / "network", dirs_exist_ok=True)
+        written.append("network")
+    return pd.DataFrame({"written": [str(folder / name) for name in written]})
+
+
+def evaluate(arguments: argparse.Namespace) -> pd.DataFrame:
+    """Accuracy of an exported network on the recipe's evaluation images."""
+    from starfish_lab import data
+    from starfish_lab.export import load_pruned
+    from starfish_lab.measure import accuracy
+    from starfish_lab.measure.hardware import choose_device
+
+    recipe, network = _recipe(arguments), load_pruned(Path(arguments.network))
+    answers = accuracy.predict(network, data.open_images(recipe.images, network).evaluation, device=choose_device(recipe.device))
+    return pd.DataFrame([{"network": arguments.network, **accuracy.accuracy_row(answers)}])
+
+
+def recipe(arguments: argparse.Namespace) -> str:
+    """Print the recipe that --set describes, complete, as a file for `run`."""
+    return _recipe(arguments).to_json()
+
+
+def train_starter(arguments: argparse.Namespace) -> pd.DataFrame:
+    """Train the bundled starter again."""
+    from starfish_lab.models.starter import train_starter
+
+    return pd.DataFrame([train_starter(Path(arguments.to))])
+
+
+def worker(arguments: argparse.Namespace) -> None:
+    """Run jobs from the store until stopped."""
+    from starfish_lab.jobs.worker import main
+
+    main(["--device", arguments.device])
+
+
+def app(arguments: argparse.Namespace) -> None:
+    """The browser app and its workers; Ctrl-C stops both."""
+    from starfish_lab.jobs.launcher import launch
+
+    launch(port=arguments.port, devices=settings.DEVICES())
+
+
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    base = Recipe()
+    if arguments.recipe:
+        try:
+            base = Recipe.from_json(Path(arguments.recipe).read_text())
+        except OSError as error:
+            raise LabError(f"The recipe {arguments.recipe} cannot be read: {error.strerror}. Give the path of a recipe JSON file.") from None
+    return edit(base, arguments.set)
+
+
+def _foreground(store, recipe: Recipe, kind: str, table: Callable) -> pd.DataFrame:
+    """Run here, in the same store as every other run, with bars on the terminal."""
+    from starfish_lab.jobs.worker import run_here
+
+    run = run_here(store, recipe, kind=kind, watch=_TerminalBars())
+    if run.status == "cancelled":
+        raise Cancelled
+    if run.status != "done":
+        raise LabError(run.error or f"Run {run.id} ended as {run.status}.")
+    print(f"run {run.id}", file=sys.stderr)
+    return table(store.report(run.id))
+
+
+class _TerminalBars:
+    """Progress bars on standard error, one a stage."""
+
+    def __init__(self):
+        self._bar = None
+
+    def stage(self, name: str) -> None:
+        from tqdm import tqdm
+
+        self.close()
+        self._bar = tqdm(desc=name, total=1, leave=True, file=sys.stderr, disable=not sys.stderr.isatty())
+
+    def progress(self, step: int, steps: int) -> None:
+        if self._bar is not None:
+            self._bar.total = steps
+            self._bar.update(step - self._bar.n)
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m starfish_lab", description="Prune vision networks, heal them, and see what it costs.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(function: Callable, *, takes_recipe: bool = False) -> argparse.ArgumentParser:
+        name = function.__name__.replace("_", "-")
+        sub = commands.add_parser(name, help=function.__doc__.partition("\n")[0], description=function.__doc__)
+        sub.add_argument("--json", action="store_true", help="print the table as JSON")
+        if takes_recipe:
+            sub.add_argument("recipe", nargs="?", help="a recipe JSON file; without it, the default recipe")
+            sub.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field, e.g. pruning.sparsity=0.75")
+        sub.set_defaults(function=function)
+        return sub
+
+    command(models).add_argument("filter", nargs="?", help="a glob over timm's names, e.g. 'deit*'")
+    command(spectra, takes_recipe=True).add_argument("--control", action="store_true", help="also fit each matrix with its entries permuted")
+    command(run, takes_recipe=True).add_argument("--queue", action="store_true", help="leave it to a worker")
+    listing = command(runs)
+    listing.add_argument("run", nargs="?", type=int, help="one run by its number")
+    listing.add_argument("--table", help="a table of that run: accuracy, layers, drift, latency …")
+    listing.add_argument("--limit", type=int, default=50)
+    listing.add_argument("--cancel", type=int, metavar="RUN", help="ask a run to stop")
+    command(latency, takes_recipe=True)
+    exporting = command(export)
+    exporting.add_argument("run", type=int)
+    exporting.add_argument("--to", default="export", help="folder to write to")
+    evaluating = command(evaluate, takes_recipe=True)
+    evaluating.add_argument("--network", required=True, help="folder or zip written by export")
+    command(recipe, takes_recipe=True)
+    command(train_starter).add_argument("--to", default=str(settings.ASSETS / "starter"), help="folder to write to")
+    command(worker).add_argument("--device", default="auto")
+    command(app).add_argument("--port", type=int, default=int(settings.PORT()))
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0, 1 for an error said in words, 130 when stopped."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        result = arguments.function(arguments)
+    except LabError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (Cancelled, KeyboardInterrupt):
+        print("Stopped.", file=sys.stderr)
+        return 130
+    if isinstance(result, pd.DataFrame):
+        # through pandas, so that NaN becomes null and arrays become lists
+        print(json.dumps(json.loads(result.to_json(orient="records")), indent=2) if arguments.json else result.to_string(index=False))
+    elif result is not None:
+        print(result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""Errors a person can act on: what was wrong, what was expected, what to do."""
+
+
+class LabError(Exception):
+    """Base of every error whose text is meant to be shown as it stands."""
+
+
+class RecipeError(LabError):
+    """A recipe that cannot be run, or a file that is no recipe."""
+
+
+class WeightsError(LabError):
+    """A network or its weights cannot be had or do not fit together."""
+
+
+class ImagesError(LabError):
+    """Images cannot be read, are too few, or overlap between splits."""
+
+
+class StoreError(LabError):
+    """The store refused: locked, full, unreachable, or the row does not exist."""
+
+
+class Cancelled(Exception):
+    """Raised inside a run when its owner asked it to stop."""

@@ -1,0 +1,218 @@
+"""run(recipe) → Report: the one place where all stages meet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from starfish_lab import data, export
+from starfish_lab.errors import LabError
+from starfish_lab.execution import slicing
+from starfish_lab.healing.heal import heal
+from starfish_lab.measure import accuracy, hardware, latency, macs
+from starfish_lab.measure.drift import drift
+from starfish_lab.models.loading import load
+from starfish_lab.models.network import Network, layer_kind, prunable
+from starfish_lab.progress import Reporter
+from starfish_lab.pruning import masks as masking
+from starfish_lab.pruning.prune import MaskResult, make_masks, pruned
+from starfish_lab.recipe import Recipe
+from starfish_lab.report import Report
+from starfish_lab.spectra.layers import spectra_table
+
+
+def run(recipe: Recipe, *, reporter: Reporter | None = None, folder: Path | None = None, device: str = "auto") -> Report:
+    """Prune, heal and measure what the recipe says.
+
+    `folder` receives the healing checkpoint (from which an interrupted run goes on) and, under `healed`,
+    the healed network. Raises LabError for what the person can mend and Cancelled when asked to stop.
+    """
+    reporter = reporter or Reporter()
+    device = hardware.choose_device(device)
+    report = Report()
+
+    with _stage(report, reporter, "load"):
+        dense = load(recipe.model)
+        splits = data.open_images(recipe.images, dense)
+        calibration = splits.calibration.tensor()
+        drift_images = splits.drift.tensor()
+        _note(report, reporter, splits.notes)
+
+    with _stage(report, reporter, "prune"):
+        result = make_masks(dense, recipe.pruning, calibration=calibration, device=device)
+        student = pruned(dense, result.masks)
+        _note(report, reporter, [f"{layer} stays dense: {reason}" for layer, reason in result.left_dense.items()])
+        report.add("layers", layer_rows(dense, result))
+
+    stages = {"dense": dense, "pruned": student}
+    with _stage(report, reporter, "measure pruned"):
+        answers = {name: _measure(report, reporter, name, dense, network, splits, drift_images, device) for name, network in stages.items()}
+
+    if recipe.healing.method != "none":
+        with _stage(report, reporter, "heal"):
+            healed = student.copy()
+            healing = heal(
+                dense, healed, result.masks, calibration, recipe.healing,
+                labels=splits.calibration.labels, device=device, reporter=reporter, checkpoint=folder / "healing.ckpt" if folder else None,
+            )  # fmt: skip
+            stages["healed"] = healed
+            report.add("losses", [{"step": step, "loss": loss} for step, loss in healing.losses])
+            report.add("block_losses", [{"step": step, "depth": d, "loss": v} for step, values in healing.block_losses for d, v in enumerate(values)])
+        with _stage(report, reporter, "measure healed"):
+            answers["healed"] = _measure(report, reporter, "healed", dense, healed, splits, drift_images, device)
+
+    final_stage, final = list(stages.items())[-1]
+    for skipped in splits.evaluation.skipped:
+        _note(report, reporter, [f"Image {skipped} cannot be read and was left out."])
+    _compare(report, answers)
+    small = _sliced(report, reporter, final, result, drift_images)
+    for name, network in stages.items():
+        report.add("totals", [totals_row(name, network, result, small if name != "dense" else None)])
+
+    if recipe.measure.spectra:
+        with _stage(report, reporter, "spectra"):
+            for name, network in stages.items():
+                report.add("spectra", spectra_table(network, layers=list(result.masks), device=device), stage=name)
+                reporter.check()
+
+    if recipe.measure.latency:
+        with _stage(report, reporter, "latency"):
+            report.add("latency", _latency(recipe, dense, final_stage, small or final, bool(small), reporter, device))
+
+    if folder is not None:
+        with _stage(report, reporter, "save"):
+            _save(report, reporter, folder / "healed", small or final, recipe, result)
+    _provenance(report, recipe, dense, device)
+    return report
+
+
+def measure_latency(recipe: Recipe, *, reporter: Reporter | None = None, folder: Path | None = None, device: str = "auto") -> Report:
+    """Latency alone: dense against pruned, without images, healing or accuracy. Scores that need images are refused."""
+    reporter = reporter or Reporter()
+    device = hardware.choose_device(device)
+    report = Report()
+    with _stage(report, reporter, "load"):
+        dense = load(recipe.model)
+    with _stage(report, reporter, "prune"):
+        result = make_masks(dense, recipe.pruning, device=device)
+        student = pruned(dense, result.masks)
+        report.add("layers", layer_rows(dense, result))
+        small = slicing.slice_network(student, result.masks) if slicing.is_sliceable(result.masks, student) else None
+    for name, network in {"dense": dense, "pruned": student}.items():
+        report.add("totals", [totals_row(name, network, result, small if name == "pruned" else None)])
+    with _stage(report, reporter, "latency"):
+        report.add("latency", _latency(recipe, dense, "pruned", small or student, bool(small), reporter, device))
+    _provenance(report, recipe, dense, device)
+    return report
+
+
+def layer_rows(dense: Network, result: MaskResult) -> list[dict[str, object]]:
+    """What each prunable layer loses: one row a layer, in depth order."""
+    cost = macs.layer_macs(dense).set_index("layer")["macs"]
+    rows = []
+    for layer, module in prunable(dense, include=("*",)).items():
+        if layer not in result.masks and layer not in result.left_dense:
+            continue
+        mask = result.masks.get(layer)
+        removed = int((~mask).sum()) if mask is not None else 0
+        share = removed / module.weight.numel()
+        gmacs = float(cost[layer]) / 1e9
+        rows.append({
+            "layer": layer, "block": dense.block_of(layer), "depth": dense.depth_of(layer), "kind": layer_kind(layer),
+            "weights": module.weight.numel(), "removed": removed, "sparsity": share,
+            "macs_g": gmacs, "macs_g_effective": gmacs * (1 - share), "note": result.left_dense.get(layer, ""),
+        })  # fmt: skip
+    return rows
+
+
+def totals_row(stage: str, network: Network, result: MaskResult, small: Network | None) -> dict[str, object]:
+    """Size and cost of a stage; `small` is its sliced form where it has one."""
+    parameters, cost = _parameters(network), macs.total_macs(network)
+    left, effective = parameters, cost
+    gone = masking.sparsity(network.module, result.masks if stage != "dense" else {})
+    if small is not None:
+        parameters = left = _parameters(small)
+        cost = effective = macs.total_macs(small)
+    elif stage != "dense":
+        left, effective = parameters - gone.removed, macs.effective_macs(network, result.masks)
+    return {
+        "stage": stage, "parameters_m": parameters / 1e6, "nonzero_parameters_m": left / 1e6,
+        "sparsity_prunable": gone.of_prunable, "sparsity_all": gone.of_all, "macs_g": cost / 1e9, "macs_g_effective": effective / 1e9,
+    }  # fmt: skip
+
+
+def _parameters(network: Network) -> int:
+    return sum(p.numel() for p in network.module.parameters())
+
+
+@contextmanager
+def _stage(report: Report, reporter: Reporter, name: str) -> Iterator[None]:
+    reporter.check()
+    reporter.stage(name)
+    started = time.perf_counter()
+    yield
+    report.add("seconds", [{"stage": name, "seconds": time.perf_counter() - started}])
+
+
+def _note(report: Report, reporter: Reporter, notes: list[str]) -> None:
+    for text in notes:
+        reporter.note(text)
+        report.add("notes", [{"note": text}])
+
+
+def _measure(report: Report, reporter: Reporter, stage: str, dense: Network, network: Network, splits: data.Splits, images, device: str):
+    """Drift and, where the images have labels, accuracy of one stage. Returns the predictions or None."""
+    reporter.check()
+    if stage != "dense":
+        report.add("drift", drift(dense, network, images, device=device), stage=stage)
+    if splits.evaluation.labels is None:
+        return None
+    answers = accuracy.predict(network, splits.evaluation, device=device, reporter=reporter)
+    report.add("accuracy", [accuracy.accuracy_row(answers)], stage=stage)
+    return answers
+
+
+def _compare(report: Report, answers: dict[str, accuracy.Predictions | None]) -> None:
+    known = [name for name, found in answers.items() if found is not None]
+    for i, first in enumerate(known):
+        for second in known[i + 1 :]:
+            report.add("comparisons", [accuracy.compare(answers[first], answers[second])], first=first, second=second)
+
+
+def _sliced(report: Report, reporter: Reporter, final: Network, result: MaskResult, images) -> Network | None:
+    """The really smaller network and the proof that it answers as the masked one does."""
+    if not slicing.is_sliceable(result.masks, final):
+        return None
+    small = slicing.slice_network(final, result.masks)
+    difference = slicing.largest_difference(final, small, images[:16])
+    _note(report, reporter, [f"Sliced and masked network differ by {difference:.1e} at most, of the largest logit, on {len(images[:16])} images."])
+    return small
+
+
+def _latency(recipe: Recipe, dense: Network, stage: str, final: Network, sliced: bool, reporter: Reporter, device: str) -> list[dict[str, object]]:
+    return latency.measure(
+        {"dense": dense.module, stage: final.module}, dense.preprocessing.input_size,
+        device=device, batch_sizes=recipe.measure.batch_sizes, seconds=recipe.measure.seconds, reporter=reporter,
+        execution={"dense": "dense", stage: "sliced" if sliced else "masked"},
+    )  # fmt: skip
+
+
+def _save(report: Report, reporter: Reporter, folder: Path, network: Network, recipe: Recipe, result: MaskResult) -> None:
+    """Losing the copy of a network must not lose the run that made it."""
+    try:
+        export.save(folder, network, recipe, masks=result.masks, facts=report.summary())
+    except LabError as error:
+        _note(report, reporter, [f"The network of this run was not saved: {error}"])
+
+
+def _provenance(report: Report, recipe: Recipe, dense: Network, device: str) -> None:
+    facts = {
+        "recipe": recipe.fingerprint(), "model": dense.name, "weights": dense.origin, "weights_sha256": dense.weights_sha256,
+        "device": device, "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **{f"hardware.{k}": v for k, v in hardware.fingerprint(device).items()}, **{f"version.{k}": v for k, v in hardware.versions().items()},
+        "seed.images": recipe.images.seed, "seed.pruning": recipe.pruning.seed, "seed.healing": recipe.healing.seed,
+    }  # fmt: skip
+    report.add("provenance", [{"name": name, "value": str(value)} for name, value in facts.items()])

@@ -1,0 +1,1 @@
+"""Ways to heal a pruned network, one file each."""

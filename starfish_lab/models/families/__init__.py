@@ -1,0 +1,1 @@
+"""The model families the lab knows, one file each."""

@@ -1,0 +1,31 @@
+"""Vision transformers of timm: vit_*, deit_*, deit3_*."""
+
+from __future__ import annotations
+
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from starfish_lab.models.network import AttentionLayer, UnitGroup
+
+NAMES = ("vit_*", "deit_*", "deit3_*")
+
+
+def describe(module: nn.Module) -> dict[str, object] | None:
+    """What a Network needs to know, or None if the module is not of this family."""
+    if not isinstance(module, VisionTransformer):
+        return None
+    names = dict(module.named_modules())
+    blocks = tuple(f"blocks.{i}" for i in range(len(module.blocks)))
+    groups = tuple(
+        UnitGroup(producer=f"{b}.mlp.fc1", consumer=f"{b}.mlp.fc2")
+        for b in blocks
+        # a gated or normed MLP couples its units, so removing one would change the others
+        if isinstance(names.get(f"{b}.mlp.fc1"), nn.Linear) and isinstance(names.get(f"{b}.mlp.norm", nn.Identity()), nn.Identity)
+    )
+    attentions = tuple(
+        AttentionLayer(name=f"{b}.attn", qkv=f"{b}.attn.qkv", heads=names[f"{b}.attn"].num_heads, head_dim=names[f"{b}.attn"].head_dim)
+        for b in blocks
+        if type(names.get(f"{b}.attn")) is Attention and isinstance(names[f"{b}.attn"].q_norm, nn.Identity)
+    )
+    return {"blocks": blocks, "states": "tokens", "prefix_tokens": module.num_prefix_tokens, "unit_groups": groups, "attentions": attentions}

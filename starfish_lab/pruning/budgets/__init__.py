@@ -1,0 +1,1 @@
+"""How much each layer loses, one rule a file."""

@@ -1,0 +1,1 @@
+"""Which shapes the zeros may take, one pattern a file."""

@@ -1,0 +1,1 @@
+"""How important each weight is, one score a file."""

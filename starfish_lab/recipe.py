@@ -1,0 +1,285 @@
+"""The complete description of one experiment, as plain data, JSON both ways.
+
+>>> recipe = Recipe()
+>>> Recipe.from_json(recipe.to_json()) == recipe
+True
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+
+from starfish_lab.errors import RecipeError
+
+VERSION = 1
+
+WEIGHTS = ("bundled", "pretrained", "file", "random")
+SOURCES = ("starter", "folder", "csv", "imagenet", "imagenette")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """Which network, and where its weights come from.
+
+    `name` is 'starter' or a timm name. `weights` is one of 'bundled' (the starter's own), 'pretrained'
+    (timm downloads them), 'file' (`path`: .safetensors, or .pt/.pth holding tensors only) and 'random'.
+    `preprocessing` overrides keys of timm's data config: input_size, mean, std, interpolation, crop_pct.
+    """
+
+    name: str = "starter"
+    weights: str = "bundled"
+    path: str | None = None
+    preprocessing: dict[str, object] = field(default_factory=dict)
+    seed: int = 0  # of random weights
+
+    def validate(self) -> None:
+        _one_of("model.weights", self.weights, WEIGHTS)
+        if (self.name == "starter") != (self.weights == "bundled"):
+            raise RecipeError(
+                f"Model '{self.name}' with weights '{self.weights}': bundled weights exist for 'starter' alone, "
+                "and 'starter' has no others. Choose 'pretrained', 'file' or 'random' for a timm network."
+            )
+        if (self.weights == "file") != (self.path is not None):
+            raise RecipeError("model.path goes with model.weights = 'file', and the other way round.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesChoice:
+    """Which images calibrate (labels unused), show drift, and evaluate. The three never overlap.
+
+    `source`: 'starter' (handwritten digits), 'folder' (a sub-folder a class), 'csv' (`path` a folder or zip,
+    `csv` a table of file and label), 'imagenet' (a validation folder by class), 'imagenette' (torchvision
+    downloads it into `path`). Calibration and drift images come from `calibration_path` / `calibration_csv`
+    where given, else from the same source as the evaluation images. `evaluation` None means all that remain.
+    `order` is 'seeded' (a shuffle by `seed`) or 'first' (as listed) for the evaluation images.
+    """
+
+    source: str = "starter"
+    path: str | None = None
+    csv: str | None = None
+    file_column: str = "file"
+    label_column: str = "label"
+    calibration_path: str | None = None
+    calibration_csv: str | None = None
+    calibration: int = 64
+    drift: int = 64
+    evaluation: int | None = None
+    order: str = "seeded"
+    seed: int = 0
+
+    def validate(self) -> None:
+        _one_of("images.source", self.source, SOURCES)
+        _one_of("images.order", self.order, ("seeded", "first"))
+        _at_least("images.calibration", self.calibration, 1)
+        _at_least("images.drift", self.drift, 4)  # debiased CKA divides by n (n - 3)
+        if self.evaluation is not None:
+            _at_least("images.evaluation", self.evaluation, 1)
+        if self.source != "starter" and self.path is None:
+            raise RecipeError(f"images.source '{self.source}' needs images.path: the folder or zip that holds the images.")
+        if self.source == "csv" and self.csv is None:
+            raise RecipeError("images.source 'csv' needs images.csv: a table with one row an image.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningChoice:
+    """Which weights go.
+
+    `score`, `budget` and `pattern` name registry entries. `sparsity` is the fraction of prunable weights
+    removed (unstructured) or the fraction of units removed (structured); the pattern 'n_m' ignores it and
+    keeps `keep` of every `group` consecutive input weights. `units` says what 'structured' removes: 'mlp',
+    'qk' or both. `include` and `exclude` are glob patterns over layer names, added to and taken from
+    the prunable layers. `indivisible` says what happens to layers an n:m pattern does not fit:
+    'dense' leaves them and names them, 'refuse' stops the run. `options` go to the budget.
+    """
+
+    score: str = "magnitude"
+    budget: str = "uniform"
+    pattern: str = "unstructured"
+    sparsity: float = 0.9
+    keep: int = 2
+    group: int = 4
+    units: tuple[str, ...] = ("mlp", "qk")
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    indivisible: str = "dense"
+    options: dict[str, object] = field(default_factory=dict)
+    seed: int = 0  # of the random score
+
+    def validate(self) -> None:
+        from starfish_lab.pruning import BUDGETS, PATTERNS, SCORES
+
+        SCORES.check(self.score)
+        BUDGETS.check(self.budget)
+        PATTERNS.check(self.pattern)
+        _one_of("pruning.indivisible", self.indivisible, ("dense", "refuse"))
+        if not 0 < self.sparsity < 1:
+            raise RecipeError(
+                f"pruning.sparsity is {self.sparsity:g}: 0 removes nothing and 1 removes everything. Choose a fraction between them, such as 0.5."
+            )
+        if not 1 <= self.keep < self.group:
+            raise RecipeError(
+                f"The pattern {self.keep}:{self.group} keeps {self.keep} of every {self.group} weights: keep at least 1, fewer than the group."
+            )
+        for unit in self.units:
+            _one_of("pruning.units", unit, ("mlp", "qk"))
+        if self.pattern == "structured" and not self.units:
+            raise RecipeError("pruning.units is empty: a structured pattern removes 'mlp' units, 'qk' dimensions or both.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealingChoice:
+    """How the pruned network is healed. `steps` None means the paper's 10 epochs over the calibration images.
+
+    Defaults are STARFISH's (arXiv 2606.01126, authors' released defaults). `options` go to the method.
+    """
+
+    method: str = "starfish"
+    steps: int | None = None
+    batch_size: int = 32
+    learning_rate: float = 6e-4
+    final_learning_rate: float = 1e-6
+    options: dict[str, object] = field(default_factory=dict)
+    seed: int = 0
+
+    def validate(self) -> None:
+        from starfish_lab.healing import METHODS
+
+        METHODS.check(self.method)
+        if self.steps is not None:
+            _at_least("healing.steps", self.steps, 1)
+        _at_least("healing.batch_size", self.batch_size, 1)
+        if not 0 < self.final_learning_rate <= self.learning_rate:
+            raise RecipeError(
+                f"healing.learning_rate {self.learning_rate:g} falls to healing.final_learning_rate {self.final_learning_rate:g}: "
+                "both must be above 0, the second no larger than the first."
+            )
+
+    def total_steps(self, images: int) -> int:
+        """Optimiser steps on `images` calibration images."""
+        return self.steps if self.steps is not None else 10 * -(-images // self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureChoice:
+    """What is measured besides accuracy and drift, and how long for."""
+
+    latency: bool = True
+    batch_sizes: tuple[int, ...] = (1, 8)
+    seconds: float = 2.0  # at least, of timed iterations for each network and batch size
+    spectra: bool = True
+
+    def validate(self) -> None:
+        if not self.batch_sizes:
+            raise RecipeError("measure.batch_sizes is empty: name at least one batch size, such as 1.")
+        for size in self.batch_sizes:
+            _at_least("measure.batch_sizes", size, 1)
+        if self.seconds <= 0:
+            raise RecipeError(f"measure.seconds is {self.seconds:g}: give a time above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One experiment. Frozen: change it with `dataclasses.replace`. Validated when made."""
+
+    name: str = ""
+    model: ModelChoice = ModelChoice()
+    images: ImagesChoice = ImagesChoice()
+    pruning: PruningChoice = PruningChoice()
+    healing: HealingChoice = HealingChoice()
+    measure: MeasureChoice = MeasureChoice()
+    device: str = "auto"  # auto, cpu, mps, cuda or cuda:N: the worker that may run it
+
+    def __post_init__(self) -> None:
+        for part in (self.model, self.images, self.pruning, self.healing, self.measure):
+            part.validate()
+
+    def to_dict(self) -> dict[str, object]:
+        return {"starfish_lab_recipe": VERSION, **dataclasses.asdict(self)}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_dict(cls, data: object) -> Recipe:
+        """A recipe from parsed JSON. Raises RecipeError naming the first field that is wrong."""
+        if not isinstance(data, dict) or data.get("starfish_lab_recipe") != VERSION:
+            raise RecipeError(f'This is no recipe: expected a JSON object with "starfish_lab_recipe": {VERSION}.')
+        return _build(cls, {k: v for k, v in data.items() if k != "starfish_lab_recipe"}, "")
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise RecipeError(f"This recipe is not valid JSON: {error}.") from None
+        return cls.from_dict(data)
+
+    def fingerprint(self) -> str:
+        """12 hex digits that change with anything that can change the result; the name does not count."""
+        content = {k: v for k, v in self.to_dict().items() if k != "name"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _one_of(what: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise RecipeError(f"{what} is {value!r}. Choose one of: {', '.join(allowed)}.")
+
+
+def _at_least(what: str, value: int, least: int) -> None:
+    if value < least:
+        raise RecipeError(f"{what} is {value}: give a whole number of at least {least}.")
+
+
+def _build(cls: type, data: object, where: str):
+    """A dataclass from a dict: unknown keys and wrong types are named, missing keys keep their defaults."""
+    if not isinstance(data, dict):
+        raise RecipeError(f"{where.rstrip('.')} must be an object of fields, not {data!r}.")
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise RecipeError(f"{where}{unknown[0]} is not a field of a recipe. Known here: {', '.join(hints)}.")
+    return cls(**{key: _convert(hints[key], value, where + key) for key, value in data.items()})
+
+
+def _convert(hint: object, value: object, where: str):
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where + ".")
+    if isinstance(hint, types.UnionType):  # only 'X | None' occurs
+        return None if value is None else _convert(typing.get_args(hint)[0], value, where)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise RecipeError(f"{where} must be a list, not {value!r}.")
+        return tuple(_convert(typing.get_args(hint)[0], item, where) for item in value)
+    wanted = typing.get_origin(hint) or hint
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise RecipeError(f"{where} must be of type {wanted.__name__}, not {value!r}.")
+    return value
+
+
+def edit(recipe: Recipe, changes: list[str]) -> Recipe:
+    """A recipe with fields changed, each given as 'field=value' with the value in JSON or as plain text.
+
+    >>> edit(Recipe(), ["pruning.sparsity=0.5", "healing.method=none"]).pruning.sparsity
+    0.5
+    """
+    data = recipe.to_dict()
+    for change in changes:
+        path, equals, text = change.partition("=")
+        *parents, last = path.strip().split(".")
+        place = data
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, dict) else None
+        if not equals or not isinstance(place, dict):
+            raise RecipeError(f"'{change}' changes nothing: write FIELD=VALUE with a field such as pruning.sparsity.")
+        try:
+            place[last] = json.loads(text)
+        except ValueError:
+            place[last] = text
+    return Recipe.from_dict(data)

@@ -1,0 +1,72 @@
+"""What an experiment found: a few tables of plain rows with named columns and units in the names.
+
+table         a row is                          columns
+------------  --------------------------------  --------------------------------------------------------------
+accuracy      a stage: dense, pruned, healed    stage, top1, top5, low, high (95 % Wilson of top1), correct, images
+comparisons   two stages on the same images     first, second, difference_pp, p_value, resolved, images, verdict
+layers        a prunable layer, in depth order  layer, block, depth, kind, weights, removed, sparsity, macs_g,
+                                                macs_g_effective, note
+totals        a stage                           stage, parameters_m, nonzero_parameters_m, sparsity_prunable,
+                                                sparsity_all, macs_g, macs_g_effective
+drift         a block, a stage, some tokens     stage, block, depth, tokens, cosine_distance, relative_l2, cka
+losses        a healing step                    step, loss
+block_losses  a block at a recorded step        step, depth, loss
+spectra       a weight matrix at a stage        stage, and the columns of spectra.layers.spectra_table
+latency       a stage at a batch size           stage, and the columns of measure.latency.measure
+seconds       a stage of the run                stage, seconds
+provenance    a fact                            name, value
+notes         something worth knowing           note
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+TABLES = (
+    "accuracy", "comparisons", "layers", "totals", "drift", "losses", "block_losses",
+    "spectra", "latency", "seconds", "provenance", "notes",
+)  # fmt: skip
+
+
+@dataclass
+class Report:
+    """Tables of one experiment, each a list of rows; `frame(name)` gives one as a DataFrame."""
+
+    tables: dict[str, list[dict[str, object]]] = field(default_factory=dict)
+
+    def add(self, table: str, rows: list[dict[str, object]] | pd.DataFrame, **constant: object) -> None:
+        """Append rows to a table, each with the constant columns in front."""
+        if table not in TABLES:
+            raise KeyError(f"no table '{table}' in a report; known: {TABLES}")
+        if isinstance(rows, pd.DataFrame):
+            rows = rows.to_dict("records")
+        self.tables.setdefault(table, []).extend({**constant, **row} for row in rows)
+
+    def frame(self, table: str) -> pd.DataFrame:
+        """One table; an empty frame where the experiment has none."""
+        return pd.DataFrame(self.tables.get(table, []))
+
+    def summary(self) -> dict[str, object]:
+        """The figures a list of runs shows: one flat row. Missing stages are left out."""
+        row: dict[str, object] = {}
+        for entry in self.tables.get("accuracy", []):
+            row |= {f"{key}_{entry['stage']}": entry[key] for key in ("top1", "low", "high")}
+            row["images"] = entry["images"]
+        for entry in self.tables.get("totals", []):
+            row |= {f"{key}_{entry['stage']}": entry[key] for key in ("parameters_m", "nonzero_parameters_m", "macs_g", "macs_g_effective")}
+            if entry["stage"] == "pruned":
+                row |= {key: entry[key] for key in ("sparsity_prunable", "sparsity_all")}
+        if row.get("top1_dense") and "top1_healed" in row:
+            row["recovered"] = row["top1_healed"] / row["top1_dense"]
+        row["seconds"] = sum(entry["seconds"] for entry in self.tables.get("seconds", []))
+        return row
+
+    def to_json(self) -> str:
+        return json.dumps(self.tables)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        return cls(json.loads(text))

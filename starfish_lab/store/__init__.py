@@ -1,0 +1,133 @@
+"""The store: every run, its figures while it runs, its report, the workers, and the profiles of networks.
+
+>>> store = Store()                                    # doctest: +SKIP
+>>> run = store.submit(Recipe())                       # doctest: +SKIP
+>>> store.runs()[["id", "status", "top1_healed"]]      # doctest: +SKIP
+
+Pages read it, workers write it; both may be many. It imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import sqlalchemy as sa
+
+from starfish_lab.errors import StoreError
+from starfish_lab.report import Report
+from starfish_lab.store.queue import KINDS, Queue, Run, _unknown
+from starfish_lab.store.schema import EVENTS, NOTES, PROFILES, RUNS, TABLES, folder_of
+
+if TYPE_CHECKING:
+    from starfish_lab.whatif import Profile
+
+__all__ = ["KINDS", "SUMMARY_COLUMNS", "Run", "Store", "folder_of"]
+
+LISTED = (
+    "id", "name", "kind", "status", "model", "weights", "pattern", "sparsity", "score", "budget", "method", "owner", "parent",
+    "created_at", "started_at", "finished_at", "stage", "step", "steps", "seconds_left", "cancel", "attempt", "error", "artefact", "recipe_hash",
+)  # fmt: skip
+STAGES = ("dense", "pruned", "healed")
+SUMMARY_COLUMNS = (
+    *(f"{figure}_{stage}" for stage in STAGES for figure in ("top1", "low", "high", "parameters_m", "nonzero_parameters_m", "macs_g", "macs_g_effective")),
+    "images", "sparsity_prunable", "sparsity_all", "recovered", "seconds",
+)  # fmt: skip
+DTYPES = dict.fromkeys(("started_at", "finished_at", "seconds_left"), "float64") | dict.fromkeys(("parent", "step", "steps"), "Int64")
+
+
+class Store(Queue):
+    """Everything the lab remembers."""
+
+    def run(self, run_id: int) -> Run:
+        """One run. Raises StoreError where there is none."""
+        with self.transaction() as connection:
+            row = connection.execute(sa.select(*Run.columns()).where(RUNS.c.id == run_id)).first()
+        if row is None:
+            raise _unknown(run_id)
+        return Run(*row)
+
+    def runs(self, kind: str | None = "experiment", *, limit: int = 1000, status: str | None = None) -> pd.DataFrame:
+        """The newest runs, one row each, newest first.
+
+        Columns: those of LISTED, device (the worker's, before that the recipe's) and SUMMARY_COLUMNS, which
+        are NaN until the run is done. Times are seconds since 1970 (UTC).
+        """
+        query = sa.select(*(RUNS.c[name] for name in LISTED), sa.func.coalesce(RUNS.c.device, RUNS.c.wants).label("device"), RUNS.c.summary)
+        if kind is not None:
+            query = query.where(RUNS.c.kind == kind)
+        if status is not None:
+            query = query.where(RUNS.c.status == status)
+        with self.transaction() as connection:
+            rows = connection.execute(query.order_by(RUNS.c.id.desc()).limit(limit)).all()
+        frame = pd.DataFrame(rows, columns=[*LISTED, "device", "summary"]).astype(DTYPES)
+        summaries = pd.DataFrame([json.loads(text) if text else {} for text in frame.pop("summary")], index=frame.index)
+        return frame.join(summaries.reindex(columns=SUMMARY_COLUMNS).astype("float64"))
+
+    def report(self, run_id: int) -> Report:
+        """The tables of one run; an empty report while it is not done."""
+        with self.transaction() as connection:
+            rows = connection.execute(sa.select(TABLES.c.name, TABLES.c.rows).where(TABLES.c.run_id == run_id)).all()
+        return Report({name: json.loads(text) for name, text in rows})
+
+    def table(self, run_ids: Iterable[int], name: str) -> pd.DataFrame:
+        """One table of several runs, below each other in the order asked for, with the run's number in the column run."""
+        run_ids = [int(run_id) for run_id in run_ids]
+        with self.transaction() as connection:
+            rows = connection.execute(sa.select(TABLES.c.run_id, TABLES.c.rows).where(TABLES.c.run_id.in_(run_ids), TABLES.c.name == name)).all()
+        found = {run_id: json.loads(text) for run_id, text in rows}
+        return pd.DataFrame([{"run": run_id, **row} for run_id in run_ids for row in found.get(run_id, [])])
+
+    def events(self, run_id: int, name: str | None = None, after: int = 0) -> pd.DataFrame:
+        """Figures of a run in the order they came: id, t, name, step, value; `after` leaves out ids up to it.
+
+        A run that went on from a checkpoint reports some steps twice: the later figure counts.
+        """
+        columns = [EVENTS.c[c] for c in ("id", "t", "name", "step", "value")]
+        query = sa.select(*columns).where(EVENTS.c.run_id == run_id, EVENTS.c.id > after)
+        if name is not None:
+            query = query.where(EVENTS.c.name == name)
+        with self.transaction() as connection:
+            rows = connection.execute(query.order_by(EVENTS.c.id)).all()
+        frame = pd.DataFrame(rows, columns=[c.name for c in columns]).astype({"value": "float64"})
+        return frame.drop_duplicates(["name", "step"], keep="last", ignore_index=True)
+
+    def notes(self, run_id: int) -> list[str]:
+        """What a person should know about a run, in the order it came."""
+        with self.transaction() as connection:
+            return list(connection.scalars(sa.select(NOTES.c.note).where(NOTES.c.run_id == run_id).order_by(NOTES.c.id)))
+
+    def save_profile(self, key: str, profile: Profile) -> None:
+        """Keep the profile of a network under `whatif.profile_key`."""
+        with self.transaction() as connection:
+            connection.execute(sa.delete(PROFILES).where(PROFILES.c.key == key))
+            connection.execute(sa.insert(PROFILES).values(key=key, profile=profile.to_json(), created_at=time.time()))
+
+    def profile(self, key: str) -> Profile | None:
+        """The profile kept under a key, or None."""
+        from starfish_lab.whatif import Profile
+
+        with self.transaction() as connection:
+            text = connection.scalar(sa.select(PROFILES.c.profile).where(PROFILES.c.key == key))
+        return None if text is None else Profile.from_json(text)
+
+    def rename(self, run_id: int, name: str) -> None:
+        """Give a run another name."""
+        with self.transaction() as connection:
+            if connection.execute(sa.update(RUNS).where(RUNS.c.id == run_id).values(name=name)).rowcount == 0:
+                raise _unknown(run_id)
+
+    def delete(self, run_id: int) -> None:
+        """Remove a run with all it found and its folder. A running one is refused."""
+        with self.transaction() as connection:
+            for table in (TABLES, EVENTS, NOTES):
+                connection.execute(sa.delete(table).where(table.c.run_id == run_id))
+            if connection.execute(sa.delete(RUNS).where(RUNS.c.id == run_id, RUNS.c.status != "running")).rowcount == 0:
+                if connection.scalar(sa.select(RUNS.c.id).where(RUNS.c.id == run_id)) is None:
+                    raise _unknown(run_id)
+                raise StoreError(f"Run {run_id} is still running. Cancel it first, then delete it.")
+        shutil.rmtree(folder_of(run_id), ignore_errors=True)

@@ -1,0 +1,62 @@
+"""Shared fixtures: the repository on the path, tiny networks, a lab of its own for every test."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(autouse=True)
+def lab_home(tmp_path, monkeypatch):
+    """A home folder of its own, so that no test sees another's store."""
+    home = tmp_path / "lab"
+    monkeypatch.setenv("STARFISH_LAB_HOME", str(home))
+    monkeypatch.delenv("STARFISH_LAB_DATABASE_URL", raising=False)
+    return home
+
+
+@pytest.fixture
+def tiny_vit():
+    """A DeiT-like network small enough for any test: 32 wide, 2 deep, 2 heads, 17 tokens, 10 classes."""
+    import torch
+    from timm.models.vision_transformer import VisionTransformer
+
+    from starfish_lab.models.loading import wrap
+    from starfish_lab.models.network import Preprocessing
+
+    torch.manual_seed(0)
+    module = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=10).eval()
+    return wrap(module, name="tiny_vit", num_classes=10, preprocessing=Preprocessing(input_size=(3, 32, 32)))
+
+
+@pytest.fixture
+def tiny_resnet():
+    """A ResNet small enough for any test: two basic blocks, 10 classes."""
+    import torch
+    from timm.models.resnet import BasicBlock, ResNet
+
+    from starfish_lab.models.loading import wrap
+    from starfish_lab.models.network import Preprocessing
+
+    torch.manual_seed(0)
+    module = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10, channels=(8, 8, 16, 16)).eval()
+    return wrap(module, name="tiny_resnet", num_classes=10, preprocessing=Preprocessing(input_size=(3, 32, 32)))
+
+
+@pytest.fixture
+def tiny_convnext():
+    """A ConvNeXt V2 small enough for any test: one block a stage, 10 classes."""
+    import torch
+    from timm.models.convnext import ConvNeXt
+
+    from starfish_lab.models.loading import wrap
+    from starfish_lab.models.network import Preprocessing
+
+    torch.manual_seed(0)
+    module = ConvNeXt(num_classes=10, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), use_grn=True, ls_init_value=None).eval()
+    return wrap(module, name="tiny_convnext", num_classes=10, preprocessing=Preprocessing(input_size=(3, 64, 64)))
