@@ -13,6 +13,7 @@ import pandas as pd
 
 from starfish_lab import settings
 from starfish_lab.errors import Cancelled, LabError
+from starfish_lab.progress import Reporter
 from starfish_lab.recipe import Recipe, edit
 
 
@@ -77,7 +78,7 @@ def export(arguments: argparse.Namespace) -> pd.DataFrame:
     """Write a run's tables (CSV), recipe (JSON) and network (safetensors) to a folder."""
     import shutil
 
-    from starfish_lab.store import Store
+    from starfish_lab.store import Store, folder_of
 
     store = Store()
     run = store.run(arguments.run)
@@ -88,7 +89,7 @@ def export(arguments: argparse.Namespace) -> pd.DataFrame:
     for name, rows in store.report(arguments.run).tables.items():
         pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
         written.append(f"{name}.csv")
-    network = settings.home() / "runs" / str(arguments.run) / "healed"
+    network = folder_of(arguments.run) / "healed"
     if network.exists():
         shutil.copytree(network, folder / "network", dirs_exist_ok=True)
         written.append("network")
@@ -156,7 +157,7 @@ def _foreground(store, recipe: Recipe, kind: str, table: Callable) -> pd.DataFra
     return table(store.report(run.id))
 
 
-class _TerminalBars:
+class _TerminalBars(Reporter):
     """Progress bars on standard error, one a stage."""
 
     def __init__(self):

@@ -15,7 +15,7 @@ from starfish_lab.healing.heal import heal
 from starfish_lab.measure import accuracy, hardware, latency, macs
 from starfish_lab.measure.drift import drift
 from starfish_lab.models.loading import load
-from starfish_lab.models.network import Network, layer_kind, prunable
+from starfish_lab.models.network import Network, layer_kind
 from starfish_lab.progress import Reporter
 from starfish_lab.pruning import masks as masking
 from starfish_lab.pruning.prune import MaskResult, make_masks, pruned
@@ -44,7 +44,7 @@ def run(recipe: Recipe, *, reporter: Reporter | None = None, folder: Path | None
     with _stage(report, reporter, "prune"):
         result = make_masks(dense, recipe.pruning, calibration=calibration, device=device)
         student = pruned(dense, result.masks)
-        _note(report, reporter, [f"{layer} stays dense: {reason}" for layer, reason in result.left_dense.items()])
+        _note(report, reporter, [*result.notes, *(f"{layer} stays dense: {reason}." for layer, reason in result.left_dense.items())])
         report.add("layers", layer_rows(dense, result))
 
     stages = {"dense": dense, "pruned": student}
@@ -113,16 +113,12 @@ def layer_rows(dense: Network, result: MaskResult) -> list[dict[str, object]]:
     """What each prunable layer loses: one row a layer, in depth order."""
     cost = macs.layer_macs(dense).set_index("layer")["macs"]
     rows = []
-    for layer, module in prunable(dense, include=("*",)).items():
-        if layer not in result.masks and layer not in result.left_dense:
-            continue
-        mask = result.masks.get(layer)
-        removed = int((~mask).sum()) if mask is not None else 0
-        share = removed / module.weight.numel()
-        gmacs = float(cost[layer]) / 1e9
+    for layer, mask in result.masks.items():
+        removed = int((~mask).sum())
+        share, gmacs = removed / mask.numel(), float(cost[layer]) / 1e9
         rows.append({
             "layer": layer, "block": dense.block_of(layer), "depth": dense.depth_of(layer), "kind": layer_kind(layer),
-            "weights": module.weight.numel(), "removed": removed, "sparsity": share,
+            "weights": mask.numel(), "removed": removed, "sparsity": share,
             "macs_g": gmacs, "macs_g_effective": gmacs * (1 - share), "note": result.left_dense.get(layer, ""),
         })  # fmt: skip
     return rows

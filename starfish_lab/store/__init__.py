@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from starfish_lab.errors import StoreError
 from starfish_lab.report import Report
-from starfish_lab.store.queue import KINDS, Queue, Run, _unknown
+from starfish_lab.store.queue import KINDS, Queue, Run, unknown_run
 from starfish_lab.store.schema import EVENTS, NOTES, PROFILES, RUNS, TABLES, folder_of
 
 if TYPE_CHECKING:
@@ -33,11 +33,16 @@ LISTED = (
     "created_at", "started_at", "finished_at", "stage", "step", "steps", "seconds_left", "cancel", "attempt", "error", "artefact", "recipe_hash",
 )  # fmt: skip
 STAGES = ("dense", "pruned", "healed")
+STAGE_FIGURES = ("top1", "low", "high", "parameters_m", "nonzero_parameters_m", "macs_g", "macs_g_effective")
 SUMMARY_COLUMNS = (
-    *(f"{figure}_{stage}" for stage in STAGES for figure in ("top1", "low", "high", "parameters_m", "nonzero_parameters_m", "macs_g", "macs_g_effective")),
+    *(f"{figure}_{stage}" for stage in STAGES for figure in STAGE_FIGURES),
     "images", "sparsity_prunable", "sparsity_all", "recovered", "seconds",
 )  # fmt: skip
-DTYPES = dict.fromkeys(("started_at", "finished_at", "seconds_left"), "float64") | dict.fromkeys(("parent", "step", "steps"), "Int64")
+DTYPES = (
+    {"id": "int64", "attempt": "int64", "cancel": "bool"}
+    | dict.fromkeys(("parent", "step", "steps"), "Int64")
+    | dict.fromkeys(("sparsity", "created_at", "started_at", "finished_at", "seconds_left"), "float64")
+)  # texts stay objects, so that a missing one is None and not NaN
 
 
 class Store(Queue):
@@ -48,7 +53,7 @@ class Store(Queue):
         with self.transaction() as connection:
             row = connection.execute(sa.select(*Run.columns()).where(RUNS.c.id == run_id)).first()
         if row is None:
-            raise _unknown(run_id)
+            raise unknown_run(run_id)
         return Run(*row)
 
     def runs(self, kind: str | None = "experiment", *, limit: int = 1000, status: str | None = None) -> pd.DataFrame:
@@ -64,8 +69,8 @@ class Store(Queue):
             query = query.where(RUNS.c.status == status)
         with self.transaction() as connection:
             rows = connection.execute(query.order_by(RUNS.c.id.desc()).limit(limit)).all()
-        frame = pd.DataFrame(rows, columns=[*LISTED, "device", "summary"]).astype(DTYPES)
-        summaries = pd.DataFrame([json.loads(text) if text else {} for text in frame.pop("summary")], index=frame.index)
+        frame = pd.DataFrame(rows, columns=[*LISTED, "device", "summary"], dtype=object).drop(columns="summary").astype(DTYPES)
+        summaries = pd.DataFrame([json.loads(row.summary or "{}") for row in rows], index=frame.index)
         return frame.join(summaries.reindex(columns=SUMMARY_COLUMNS).astype("float64"))
 
     def report(self, run_id: int) -> Report:
@@ -119,7 +124,7 @@ class Store(Queue):
         """Give a run another name."""
         with self.transaction() as connection:
             if connection.execute(sa.update(RUNS).where(RUNS.c.id == run_id).values(name=name)).rowcount == 0:
-                raise _unknown(run_id)
+                raise unknown_run(run_id)
 
     def delete(self, run_id: int) -> None:
         """Remove a run with all it found and its folder. A running one is refused."""
@@ -128,6 +133,6 @@ class Store(Queue):
                 connection.execute(sa.delete(table).where(table.c.run_id == run_id))
             if connection.execute(sa.delete(RUNS).where(RUNS.c.id == run_id, RUNS.c.status != "running")).rowcount == 0:
                 if connection.scalar(sa.select(RUNS.c.id).where(RUNS.c.id == run_id)) is None:
-                    raise _unknown(run_id)
+                    raise unknown_run(run_id)
                 raise StoreError(f"Run {run_id} is still running. Cancel it first, then delete it.")
         shutil.rmtree(folder_of(run_id), ignore_errors=True)

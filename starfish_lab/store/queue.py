@@ -24,7 +24,7 @@ from starfish_lab.store.schema import EVENTS, NOTES, RUNS, TABLES, WORKERS, Data
 
 KINDS = ("experiment", "profile", "latency")
 MAX_ATTEMPTS = 3
-FORGET_WORKERS_SECONDS = 3600.0
+FORGET_WORKERS_SECONDS = 86400.0
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,13 @@ class Run:
 class Queue(Database):
     """Submitting, claiming and ending runs."""
 
-    def submit(self, recipe: Recipe, kind: str = "experiment", *, parent: int | None = None, owner: str = "") -> int:
-        """Add a run to the queue and return its number. A profile that is already queued or running is not added twice."""
+    def submit(
+        self, recipe: Recipe, kind: str = "experiment", *, parent: int | None = None, owner: str = "", claimed_by: tuple[str, str] | None = None
+    ) -> int:
+        """Add a run to the queue and return its number. A profile that is already queued or running is not added twice.
+
+        `claimed_by` (worker, device) gives the run to that worker from the start, past the queue.
+        """
         if kind not in KINDS:
             raise StoreError(f"There is no kind of run '{kind}'. Choose one of: {', '.join(KINDS)}.")
         pruning, fingerprint = recipe.pruning, recipe.fingerprint()
@@ -88,20 +93,22 @@ class Queue(Database):
                 pattern=pruning.pattern, score=pruning.score, budget=pruning.budget, method=recipe.healing.method,
                 sparsity=1 - pruning.keep / pruning.group if pruning.pattern == "n_m" else pruning.sparsity,
             )  # fmt: skip
+            if claimed_by is not None:
+                worker, device = claimed_by
+                now = values["created_at"]
+                values |= dict(status="running", worker=worker, device=device, attempt=1, started_at=now, heartbeat_at=now)
             return connection.execute(sa.insert(RUNS).values(values)).inserted_primary_key[0]
 
-    def claim(self, worker: str, device: str, *, only: int | None = None) -> Run | None:
+    def claim(self, worker: str, device: str) -> Run | None:
         """Give the worker the next run that its device may do, or None.
 
         Profiles come first (a page waits for them), then the oldest. A run whose worker died is taken over;
-        after MAX_ATTEMPTS workers died on it, it fails. `only` restricts the choice to one run.
+        after MAX_ATTEMPTS workers died on it, it fails.
         """
         now = time.time()
         stale = sa.and_(RUNS.c.status == "running", RUNS.c.heartbeat_at < now - self.stale_seconds)
         fits = RUNS.c.wants.in_({"auto", device, device.partition(":")[0]})
         free = sa.and_(sa.or_(RUNS.c.status == "queued", stale), fits)
-        if only is not None:
-            free = sa.and_(free, RUNS.c.id == only)
         with self.transaction() as connection:  # a look before the leap: idle polling never takes the write lock
             if connection.scalar(sa.select(RUNS.c.id).where(free).limit(1)) is None:
                 return None
@@ -153,7 +160,7 @@ class Queue(Database):
         with self.transaction() as connection:
             _end(connection, sa.and_(RUNS.c.id == run_id, alone), status="cancelled")
             if connection.execute(sa.update(RUNS).where(RUNS.c.id == run_id).values(cancel=True)).rowcount == 0:
-                raise _unknown(run_id)
+                raise unknown_run(run_id)
 
     def cancel_requested(self, run_id: int, *, worker: str | None = None) -> bool:
         """True once the run should stop: it was asked to, or is gone, or (with `worker`) belongs to another worker."""
@@ -184,10 +191,12 @@ class Queue(Database):
             return _close(connection, run_id, worker, status="cancelled")
 
     def release(self, run_id: int, *, worker: str) -> bool:
-        """The worker stops in good order: its run goes back to the queue and continues from its checkpoint later."""
+        """The worker stops in good order: its run goes back to the queue, to continue from its checkpoint, unless it was to be cancelled."""
         with self.transaction() as connection:
-            values = dict(status="queued", worker=None, device=None, seconds_left=None, attempt=RUNS.c.attempt - 1)
-            return _update(connection, run_id, worker, **values)
+            values = dict(device=None, seconds_left=None, attempt=RUNS.c.attempt - 1)
+            status = sa.case((RUNS.c.cancel, "cancelled"), else_="queued")
+            finished_at = sa.case((RUNS.c.cancel, time.time()), else_=None)
+            return _update(connection, run_id, worker, status=status, finished_at=finished_at, **values)
 
     def announce(self, worker: str, device: str, title: str) -> None:
         """A worker started. Workers that have long been silent are forgotten."""
@@ -203,7 +212,7 @@ class Queue(Database):
             connection.execute(sa.delete(WORKERS).where(WORKERS.c.worker == worker))
 
     def workers(self) -> pd.DataFrame:
-        """Columns worker, device, title, pid, run, started_at, heartbeat_at, alive; one row a worker of the last hour."""
+        """Columns worker, device, title, pid, run, started_at, heartbeat_at, alive; one row a worker of the last day."""
         columns = [c.label("run") if c.name == "run_id" else c for c in WORKERS.c]
         with self.transaction() as connection:
             result = connection.execute(sa.select(*columns).order_by(WORKERS.c.device, WORKERS.c.started_at))
@@ -229,7 +238,7 @@ def _update(connection: sa.Connection, run_id: int, worker: str | None, **values
 def _close(connection: sa.Connection, run_id: int, worker: str | None, **values: object) -> bool:
     closed = _update(connection, run_id, worker, finished_at=time.time(), seconds_left=None, **values)
     if not closed and worker is None:
-        raise _unknown(run_id)
+        raise unknown_run(run_id)
     return closed
 
 
@@ -237,7 +246,7 @@ def _end(connection: sa.Connection, condition: sa.ColumnElement[bool], **values:
     connection.execute(sa.update(RUNS).where(condition).values(finished_at=time.time(), seconds_left=None, **values))
 
 
-def _unknown(run_id: int) -> StoreError:
+def unknown_run(run_id: int) -> StoreError:
     return StoreError(f"There is no run {run_id} in the store. It may have been deleted.")
 
 

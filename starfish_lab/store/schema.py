@@ -160,10 +160,10 @@ class Database:
                     if self._engine.dialect.name == "sqlite":
                         connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # readers and the writer do not block each other
                 with self._engine.begin() as connection:
-                    if not sa.inspect(connection).has_table(META.name):
-                        METADATA.create_all(connection)
-                        connection.execute(sa.insert(META).values(name="schema", value=str(VERSION)))
-                    found = connection.scalar(sa.select(META.c.value).where(META.c.name == "schema"))
+                    found = _version(connection)
+                if found is None:
+                    with self._engine.begin() as connection:
+                        found = _create(connection)
                 break
             except (IntegrityError, OperationalError, ProgrammingError) as error:
                 text = str(error.orig)
@@ -193,7 +193,25 @@ class Database:
             return f"The store at {place} may only be read; nothing was written. Allow writing to it, or set {settings.HOME.name} to another folder."
         if "not a database" in text or "malformed" in text:
             return f"The file {place} is no store of this lab, or is damaged. Move it away, or set {settings.HOME.name} to another folder."
-        return f"The store at {place} cannot be reached: {text.strip().splitlines()[0]}. Check that it exists and that {settings.DATABASE_URL.name} is right."
+        reason = text.strip().partition("\n")[0]
+        return f"The store at {place} cannot be reached: {reason}. Check that it exists and that {settings.DATABASE_URL.name} is right."
+
+
+def _version(connection: sa.Connection) -> str | None:
+    """Version of the store's tables, None where there are none."""
+    if not sa.inspect(connection).has_table(META.name):
+        return None
+    return connection.scalar(sa.select(META.c.value).where(META.c.name == "schema"))
+
+
+def _create(connection: sa.Connection) -> str | None:
+    """All tables and their version in one transaction, unless another process was quicker."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # Python's driver begins none by itself before CREATE TABLE
+    if not sa.inspect(connection).has_table(META.name):
+        METADATA.create_all(connection)
+        connection.execute(sa.insert(META).values(name="schema", value=str(VERSION)))
+    return _version(connection)
 
 
 def _engine_options(url: str, timeout: float) -> dict[str, object]:

@@ -6,6 +6,7 @@ from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import nn
 
 NAMES = ("convnextv2_*",)
+TIMM_FILES = ("convnext",)  # of timm.models, whose networks of these names are of this kind
 
 
 def describe(module: nn.Module) -> dict[str, object] | None:

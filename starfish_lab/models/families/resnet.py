@@ -8,6 +8,7 @@ from torch import nn
 from starfish_lab.models.network import UnitGroup
 
 NAMES = ("resnet*",)
+TIMM_FILES = ("resnet",)  # of timm.models, whose networks of these names are of this kind
 
 
 def describe(module: nn.Module) -> dict[str, object] | None:

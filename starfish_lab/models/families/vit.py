@@ -9,6 +9,7 @@ from torch import nn
 from starfish_lab.models.network import AttentionLayer, UnitGroup
 
 NAMES = ("vit_*", "deit_*", "deit3_*")
+TIMM_FILES = ("vision_transformer", "vision_transformer_hybrid", "deit")  # of timm.models, whose networks of these names are of this kind
 
 
 def describe(module: nn.Module) -> dict[str, object] | None:

@@ -1,0 +1,103 @@
+"""What a pruning choice takes from each layer, over depth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from app.charts import theme
+
+# What a bar can measure: (axis title, column of the whole, column of what stays or None to take the removed share).
+MEASURES = {
+    "weights": ("Weights of the layer", "weights"),
+    "macs": ("Multiply-adds of the layer (M)", "macs_g"),
+    "share": ("Weights lost (% of the layer)", None),
+}
+
+
+def budget(layers: pd.DataFrame, *, measure: str = "weights", selected: str = "", rule: str = "", dark: bool = False) -> go.Figure:
+    """Bars over depth: what goes (amber, darker for attention than for MLP) and what stays.
+
+    `layers` is `WhatIf.layers` or a report's table 'layers'. `rule` is set where the split over layers is an estimate:
+    bars are hatched then and say the rule on hover. Clicked bars carry the layer's name as customdata.
+    """
+    title, whole = MEASURES[measure]
+    fig = theme.figure(finding(layers), dark=dark, height=340, y=title, keep=(measure, len(layers)))
+    places = theme.layer_axis(fig, layers, dark=dark)
+    lost, stays = _parts(layers, measure)
+    hover = _hover(layers, rule)
+    for kind, name in theme.KIND_NAMES.items():
+        mask = layers["kind"].eq(kind).to_numpy()
+        if not mask.any():
+            continue
+        rows = layers[mask]
+        colour = theme.tint(theme.stage_colour("pruned", dark), theme.KIND_OPACITY[kind])
+        fig.add_bar(
+            x=[places[layer] for layer in rows["layer"]], y=lost[mask], name=f"{name}, lost", customdata=rows["layer"], hovertext=hover[mask],
+            hovertemplate="%{hovertext}<extra></extra>", unselected={"marker": {"opacity": 1}},
+            marker={"color": colour, "pattern": {"shape": "/" if rule else "", "solidity": 0.35}},
+        )  # fmt: skip
+    if whole is not None:
+        fig.add_bar(
+            x=[places[layer] for layer in layers["layer"]], y=stays, name="stays", customdata=layers["layer"], hovertext=hover,
+            hovertemplate="%{hovertext}<extra></extra>", unselected={"marker": {"opacity": 1}},
+            marker={"color": theme.tint(theme.stage_colour("dense", dark), 0.28)},
+        )  # fmt: skip
+    dense = layers[layers["note"].astype(bool)]
+    if len(dense):
+        fig.add_scatter(
+            x=[places[layer] for layer in dense["layer"]], y=np.zeros(len(dense)), mode="markers", name="left dense", cliponaxis=False,
+            marker=theme.marker("dense", dark=dark, size=8), customdata=dense["layer"], hovertext=dense["note"],
+            hovertemplate="%{customdata}<br>left dense: %{hovertext}<extra></extra>",
+        )  # fmt: skip
+    if measure == "share":
+        fig.update_yaxes(range=[0, 103])
+    if selected in places:
+        edge = {"color": theme.ink(dark), "width": 2}
+        top = 100 if measure == "share" else (lost + stays)[layers["layer"].eq(selected).to_numpy()][0]
+        fig.add_shape(type="rect", x0=places[selected] - 0.46, x1=places[selected] + 0.46, y0=0, y1=top, line=edge)
+    fig.update_layout(barmode="stack", legend_traceorder="normal")
+    return fig
+
+
+def finding(layers: pd.DataFrame) -> str:
+    """The chart's title: which block loses most, or that all lose the same."""
+    touched = layers[~layers["note"].astype(bool) | (layers["removed"] > 0)]
+    if touched.empty or touched["removed"].sum() == 0:
+        return "Nothing is removed"
+    share = touched["removed"] / touched["weights"]
+    if share.max() - share.min() < 0.005:
+        which = "Every layer" if len(touched) == len(layers) else "Every layer the pattern fits"
+        return f"{which} loses {theme.percent(touched['removed'].sum() / touched['weights'].sum())}"
+    sums = layers[layers["depth"] >= 0].groupby("depth")[["removed", "weights"]].sum()
+    blocks = sums["removed"] / sums["weights"]
+    if len(blocks) > 1 and blocks.max() - blocks.min() >= 0.005:
+        return f"Block {blocks.idxmax()} loses most ({theme.percent(blocks.max())}), block {blocks.idxmin()} least ({theme.percent(blocks.min())})"
+    kinds = layers.groupby("kind")[["removed", "weights"]].sum()
+    kinds = (kinds["removed"] / kinds["weights"]).sort_values()
+    first, last = (theme.KIND_NAMES[kind] for kind in (kinds.index[-1], kinds.index[0]))
+    return f"{first} loses {theme.percent(kinds.iloc[-1])} in every block, {last} {theme.percent(kinds.iloc[0])}"
+
+
+def _parts(layers: pd.DataFrame, measure: str) -> tuple[np.ndarray, np.ndarray]:
+    """Heights of what goes and what stays."""
+    weights, removed = layers["weights"].to_numpy(float), layers["removed"].to_numpy(float)
+    if measure == "weights":
+        return removed, weights - removed
+    if measure == "macs":
+        left = layers["macs_g_effective"].to_numpy(float) * 1e3
+        return layers["macs_g"].to_numpy(float) * 1e3 - left, left
+    return 100 * removed / weights, 100 * (1 - removed / weights)
+
+
+def _hover(layers: pd.DataFrame, rule: str) -> np.ndarray:
+    lines = []
+    for row in layers.itertuples():
+        text = (
+            f"<b>{row.layer}</b><br>loses {theme.count(row.removed)} of {theme.count(row.weights)} weights"
+            f" ({theme.percent(row.removed / row.weights)})"
+            f"<br>multiply-adds {theme.number(row.macs_g * 1e3)} → {theme.number(row.macs_g_effective * 1e3, 'M')}"
+        )
+        lines.append(text + (f"<br>left dense: {row.note}" if row.note else "") + (f"<br><i>estimate: {rule}</i>" if rule else ""))
+    return np.array(lines, dtype=object)

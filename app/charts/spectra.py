@@ -1,0 +1,261 @@
+"""Eigenvalues of weight matrices against the Marchenko–Pastur bulk: one enlarged, all in small, one figure over depth.
+
+Rows are those of `spectra.layers.spectra_table`: a histogram of λ = s²/n with bins even in log λ, the fitted σ, the
+edge σ₊ as a singular value, and the λ of the spikes. What is drawn is counts a bin, so the density f of the law
+becomes (p − k) · f(λ) · λ · ln r for k spikes and bins whose edges grow by the factor r.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from app.charts import theme
+from starfish_lab.spectra import marchenko_pastur as mp
+
+MOST_PANELS = 48
+COLUMNS = 12
+ROLES = ("qkv", "q", "k", "v", "proj", "fc1", "fc2")  # the order in which kinds of matrices are listed; others follow
+
+# Figures of a layer that a heat map can show: (name in a sentence, unit for the colour bar, format on hover).
+VALUES = {
+    "spikes": ("spikes", "spikes", ".0f"),
+    "bulk_fraction": ("bulk fraction", "share of eigenvalues in the bulk", ".3f"),
+    "sigma_plus": ("bulk edge σ₊", "σ₊, singular value", ".3g"),
+    "stable_rank": ("stable rank", "stable rank", ".3g"),
+    "fit_error": ("fit error", "max |F − F_MP|", ".3g"),
+}
+
+
+def add_role(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a column `role`: q, k, v, proj, fc1, fc2, conv1 …"""
+    return table.assign(role=[theme.role(layer, part) for layer, part in zip(table["layer"], table["part"])])
+
+
+def roles(table: pd.DataFrame) -> list[str]:
+    """The roles that occur inside blocks, in the field's order."""
+    found = dict.fromkeys(add_role(table[table["depth"] >= 0])["role"])
+    return [role for role in ROLES if role in found] + [role for role in found if role not in ROLES]
+
+
+def name(row: pd.Series) -> str:
+    """What a matrix is called in a title: 'q, block 3', or its layer's name outside every block."""
+    return f"{theme.role(row['layer'], row['part'])}, block {row['depth']}" if row["depth"] >= 0 else row["layer"]
+
+
+def spectrum(row: pd.Series, *, dark: bool = False, control: bool = False, height: int = 340) -> go.Figure:
+    """One matrix: histogram over a log axis, bulk shaded, density as a line, edge labelled, spikes as diamonds.
+
+    With `control`, also the same entries in random order, where the row knows them.
+    """
+    keep = row["layer"] + row["part"]
+    fig = theme.figure(_title(row), dark=dark, height=height, x="Eigenvalue λ = s²/n (log scale)", y="Eigenvalues a bin", keep=keep)
+    edges, counts = np.array(row["bin_edges"], float), np.array(row["counts"], float)
+    if len(counts) == 0:
+        return fig.update_layout(annotations=[_nothing(row, dark)])
+    slate, amber, teal, ink = (*(theme.stage_colour(stage, dark) for stage in theme.STAGES), theme.ink(dark))
+    fig.add_bar(
+        **_histogram(edges, counts), name="eigenvalues", showlegend=False, marker={"color": theme.tint(slate, 0.45)},
+        hovertemplate="λ %{customdata[0]:.3g} to %{customdata[1]:.3g}<br>%{y:.0f} eigenvalues<extra></extra>",
+    )  # fmt: skip
+    if control and isinstance(row.get("control_counts"), list):
+        steps = np.repeat(edges, 2)[1:-1], np.repeat(np.array(row["control_counts"], float), 2)
+        fig.add_scatter(x=steps[0], y=steps[1], mode="lines", name="same entries, permuted", line={"color": amber, "width": 1.5}, hoverinfo="skip")
+    x, y = density(row)
+    lower, upper = _bulk(row)
+    if len(x):
+        dash = "solid" if row["applies"] else "dot"
+        fig.add_vrect(x0=max(lower, edges[0]), x1=upper, fillcolor=theme.tint(teal, 0.1), line_width=0, layer="below")
+        fig.add_vline(x=upper, line={"color": ink, "width": 1.2, "dash": "dot"})
+        fig.add_scatter(x=x, y=y, mode="lines", name="Marchenko–Pastur bulk", hoverinfo="skip", line={"color": teal, "width": 2.5, "dash": dash})
+        edge = f"edge σ₊ = {theme.number(row['sigma_plus'])}"
+        fig.add_annotation(x=math.log10(upper), y=1, yref="paper", yanchor="bottom", showarrow=False, text=edge, font={"size": 12, "color": ink})
+    spikes = np.array(row["spike_values"], float)
+    if len(spikes):
+        fig.add_scatter(
+            x=spikes, y=np.full(len(spikes), 0.04 * counts.max()), mode="markers", name="spikes",
+            customdata=np.sqrt(spikes * max(row["rows"], row["cols"])), hovertemplate="spike: λ %{x:.3g}, s %{customdata:.3g}<extra></extra>",
+            marker={"symbol": "diamond", "size": 8, "color": ink, "line": {"color": theme.paper(dark), "width": 1}},
+        )  # fmt: skip
+    low, high = np.log10([edges[0], max(edges[-1], 1.1 * upper)])
+    ticks = _ticks(low, high)
+    fig.update_xaxes(type="log", range=[low - 0.02, high + 0.04], tickvals=ticks, ticktext=[theme.number(tick) for tick in ticks])
+    fig.update_yaxes(range=[0, 1.06 * max([*counts, *y])])
+    return fig.update_layout(bargap=0, margin={"t": 88}, legend={"y": 1.08})
+
+
+def density(row: pd.Series, points: int = 160) -> tuple[np.ndarray, np.ndarray]:
+    """The fitted law in counts a bin, over its support; empty where nothing was fitted."""
+    edges = np.array(row["bin_edges"], float)
+    if len(edges) < 2 or not row["sigma"]:
+        return np.zeros(0), np.zeros(0)
+    p, n = min(row["rows"], row["cols"]), max(row["rows"], row["cols"])
+    spikes = int(row["spikes"]) if row["applies"] else 0  # a bulk with k spikes beside it is (p − k) × (n − k) noise
+    gamma, scale, sigma2 = (p - spikes) / (n - spikes), n / (n - spikes), row["sigma"] ** 2
+    low, high = mp.edges(gamma, sigma2)
+    x = np.geomspace(max(low, edges[0] * scale), high, points)
+    return x / scale, (p - spikes) * mp.density(x, gamma, sigma2) * x * math.log(edges[1] / edges[0])
+
+
+def grid(table: pd.DataFrame, *, selected: tuple[str, str] = ("", ""), dark: bool = False) -> go.Figure:
+    """Small spectra in one figure, at most 48: roles below each other, depth from left to right.
+
+    λ is drawn in units of the bulk's upper edge, so the edge stands at the same place in every panel of a
+    role. Bars carry (layer, part) as customdata.
+    """
+    rows = add_role(table[table["depth"] >= 0])
+    order = roles(table)
+    rows = rows.sort_values("role", key=lambda names: names.map(order.index), kind="stable")
+    shown = rows.head(MOST_PANELS)
+    places = _places(shown)
+    deep, wide = (max(place) for place in zip(*places)) if places else (1, 1)
+    height = 84 + 112 * deep
+    fig = make_subplots(rows=deep, cols=wide, horizontal_spacing=0.012, vertical_spacing=30 / height)
+    fig.update_layout(theme.figure(_grid_title(shown, len(rows)), dark=dark, height=height, keep=",".join(order)).layout)
+    fig.update_layout(showlegend=False, bargap=0, margin={"t": 72, "b": 12})
+    for (_, row), (r, c) in zip(shown.iterrows(), places):
+        _panel(fig, row, r, c, chosen=(row["layer"], row["part"]) == tuple(selected), dark=dark)
+    fig.update_xaxes(type="log", showgrid=False, showticklabels=False, title_text="", fixedrange=True, range=_span(shown))
+    return fig.update_yaxes(showgrid=False, showticklabels=False, title_text="", fixedrange=True, rangemode="tozero")
+
+
+def _panel(fig: go.Figure, row: pd.Series, r: int, c: int, *, chosen: bool, dark: bool) -> None:
+    slate, _, teal = (theme.stage_colour(stage, dark) for stage in theme.STAGES)
+    place = {"row": r, "col": c}
+    edges, counts = np.array(row["bin_edges"], float), np.array(row["counts"], float)
+    unit = _bulk(row)[1] or 1.0
+    facts = f"σ₊ {theme.number(row['sigma_plus'])}, largest s {theme.number(row['top'])}"
+    if len(counts):
+        bars = _histogram(edges / unit, counts) | {"customdata": [[row["layer"], row["part"]]] * len(counts)}
+        fig.add_bar(
+            **bars, hovertemplate=f"<b>{name(row)}</b><br>{row['verdict']}<br>{facts}<extra></extra>", unselected={"marker": {"opacity": 1}},
+            marker={"color": theme.tint(slate, 0.85 if chosen else 0.42), "line": {"width": 0}}, **place,
+        )  # fmt: skip
+    x, y = density(row, 40)
+    if len(x):
+        line = {"color": teal, "width": 1.6, "dash": "solid" if row["applies"] else "dot"}
+        fig.add_scatter(x=x / unit, y=y, mode="lines", line=line, hoverinfo="skip", **place)
+        fig.add_scatter(
+            x=[1, 1],
+            y=[0, max(counts)],
+            mode="lines",
+            line={"color": theme.ink(dark, quiet=True), "width": 1, "dash": "dot"},
+            hoverinfo="skip",
+            **place,
+        )
+    spikes = np.array(row["spike_values"], float)
+    if len(spikes):
+        mark = {"symbol": "diamond", "size": 5, "color": theme.ink(dark)}
+        fig.add_scatter(x=spikes / unit, y=np.full(len(spikes), 0.06 * max(counts)), mode="markers", hoverinfo="skip", marker=mark, **place)
+    domain = fig.get_subplot(r, c)
+    count = f"◆ {int(row['spikes'])}" if row["applies"] else "×"
+    text = f"{row['role']} {row['depth']}  <span style='opacity:.7'>{count}</span>"
+    fig.add_annotation(
+        x=domain.xaxis.domain[0], y=domain.yaxis.domain[1], xref="paper", yref="paper", xanchor="left", yanchor="bottom", showarrow=False,
+        text=f"<b>{text}</b>" if chosen else text, font={"size": 11, "color": theme.ink(dark)},
+    )  # fmt: skip
+
+
+def _span(shown: pd.DataFrame) -> list[float]:
+    """One range of λ/λ₊ for all panels, in powers of ten: from the lowest bulk to the largest spike, at most a hundred times the edge."""
+    lows, highs = [0.3], [1.5]
+    for _, row in shown.iterrows():
+        lower, upper = _bulk(row)
+        if upper and len(row["bin_edges"]):
+            lows.append(max(lower, row["bin_edges"][0]) / upper)
+            highs.append(row["bin_edges"][-1] / upper)
+    return [math.log10(max(min(lows), 1e-3)) - 0.05, math.log10(min(max(highs), 100)) + 0.1]
+
+
+def heatmap(table: pd.DataFrame, value: str = "spikes", *, dark: bool = False) -> go.Figure:
+    """One figure of every matrix: roles from top to bottom, depth from left to right. Cells carry (layer, part); × marks 'MP does not describe it'."""
+    rows = add_role(table[table["depth"] >= 0])
+    label, unit, form = VALUES[value]
+    order = roles(rows)
+    cells = rows.pivot_table(index="role", columns="depth", values=value, aggfunc="first").reindex(order)
+    poor = rows.pivot_table(index="role", columns="depth", values="applies", aggfunc="first").reindex(order)
+    layers = rows.drop_duplicates(["role", "depth"]).set_index(["role", "depth"])[["layer", "part", "verdict"]]
+    custom = [[list(layers.loc[(role, depth)]) if (role, depth) in layers.index else ["", "", ""] for depth in cells.columns] for role in order]
+    fig = theme.figure(_heat_title(rows, value, label), dark=dark, height=120 + 36 * len(order), x="Block, by depth", keep=value)
+    fig.add_heatmap(
+        z=cells.to_numpy(float), x=list(cells.columns), y=order, customdata=custom, colorscale=theme.sequential(dark), xgap=2, ygap=2, zmin=0,
+        text=np.where(poor.eq(False).to_numpy(), "×", ""), texttemplate="%{text}",
+        colorbar={"title": {"text": unit, "side": "right", "font": {"size": 12}}, "thickness": 12, "outlinewidth": 0, "len": 1.0},
+        hovertemplate=f"%{{y}} of block %{{x}}<br>{label} %{{z:{form}}}<br>%{{customdata[2]}}<extra></extra>", hoverongaps=False,
+    )  # fmt: skip
+    fig.update_xaxes(showgrid=False, dtick=1 if len(cells.columns) <= 24 else 2)
+    fig.update_yaxes(showgrid=False, autorange="reversed", type="category")
+    return fig
+
+
+def _title(row: pd.Series) -> str:
+    """The finding: how many spikes stand outside the bulk, or that there is no bulk."""
+    if not row["applies"]:
+        return f"MP does not describe {name(row)}"
+    count = int(row["spikes"])
+    spikes = f"{count} spike{'s' if count > 1 else ''} ({theme.percent(row['spike_energy'], 0)} of energy)" if count else "pure noise"
+    return f"{name(row)}: {spikes}"
+
+
+def _grid_title(shown: pd.DataFrame, total: int) -> str:
+    poor = int((~shown["applies"].astype(bool)).sum())
+    which = f"{len(shown)} of {total} matrices" if total > len(shown) else f"{total} matrices"
+    if poor == 0:
+        return f"{which}: every bulk is Marchenko–Pastur"
+    return f"{which}: {poor} are not noise with a few spikes" if poor < len(shown) else f"{which}: none is noise with a few spikes"
+
+
+def _heat_title(rows: pd.DataFrame, value: str, label: str) -> str:
+    known = rows[rows[value].notna()]
+    if known.empty:
+        return f"No {label} is known"
+    most = known.loc[known[value].astype(float).idxmax()]
+    if value == "spikes":
+        return f"Most spikes: {int(most[value])} in {name(most)}"
+    return f"Largest {label}: {theme.number(float(most[value]))} in {name(most)}"
+
+
+def _bulk(row: pd.Series) -> tuple[float, float]:
+    """Lower and upper edge in λ; 0 where nothing was fitted."""
+    n = max(row["rows"], row["cols"])
+    known = row["sigma_plus"] == row["sigma_plus"] and row["sigma_plus"]
+    return (row["lower_edge"] ** 2 / n, row["sigma_plus"] ** 2 / n) if known else (0.0, 0.0)
+
+
+def _histogram(edges: np.ndarray, counts: np.ndarray) -> dict[str, object]:
+    """Bars that touch, on a log axis."""
+    return {
+        "x": (edges[1:] + edges[:-1]) / 2, "width": np.diff(edges), "y": counts, "customdata": np.column_stack([edges[:-1], edges[1:]]),
+    }  # fmt: skip
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 of each power of ten between two powers of ten; fewer where the axis is long."""
+    steps = (1, 2, 5) if high - low < 2 else (1,) if high - low > 3 else (1, 3)
+    values = [step * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for step in steps]
+    return [value for value in values if low <= math.log10(value) <= high]
+
+
+def _places(shown: pd.DataFrame) -> list[tuple[int, int]]:
+    """Row and column of each panel: roles below each other, each wrapped after 12 columns."""
+    places, line = [], 0
+    for _, group in shown.groupby("role", sort=False):
+        places += [(line + 1 + i // COLUMNS, 1 + i % COLUMNS) for i in range(len(group))]
+        line += math.ceil(len(group) / COLUMNS)
+    return places
+
+
+def _nothing(row: pd.Series, dark: bool) -> dict[str, object]:
+    return {
+        "text": row["verdict"],
+        "showarrow": False,
+        "xref": "paper",
+        "yref": "paper",
+        "x": 0.5,
+        "y": 0.5,
+        "font": {"color": theme.ink(dark, quiet=True)},
+    }

@@ -1,0 +1,32 @@
+"""STARFISH Lab in the browser: the router, and the frame around every page.
+
+Started by `python -m starfish_lab app`, or by `streamlit run app/main.py` beside a worker.
+"""
+
+import sys
+from pathlib import Path
+
+import streamlit as st
+
+ROOT = str(Path(__file__).resolve().parent.parent)
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
+
+from app import frame, state  # noqa: E402
+
+st.set_page_config(page_title="STARFISH Lab", page_icon=":material/filter_vintage:", layout="wide")
+page = st.navigation(
+    [
+        st.Page("views/explore.py", title="Explore", default=True),
+        st.Page("views/spectra.py", title="Spectra"),
+        st.Page("views/prune_and_heal.py", title="Prune & heal"),
+        st.Page("views/runs.py", title="Runs"),
+        st.Page("views/compare.py", title="Compare"),
+        st.Page("views/latency.py", title="Latency"),
+    ],
+    position="top",
+)
+with frame.guard():
+    state.sync()
+    frame.begin()
+    page.run()

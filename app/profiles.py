@@ -1,0 +1,186 @@
+"""The chosen network's profile, and what is known of it before and after runs: the rows of the four figures."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from app import state
+from starfish_lab import settings, whatif
+from starfish_lab.errors import LabError
+from starfish_lab.recipe import ImagesChoice, Recipe
+from starfish_lab.store import Run
+from starfish_lab.whatif import Profile
+
+BUNDLED = settings.ASSETS / "starter" / "profile.json"
+
+
+class _Missing(Exception):
+    """There is no such profile yet. Raised, not returned, so that its absence is not cached."""
+
+
+def find() -> Profile | None:
+    """The chosen network's profile, or None where it has not been made."""
+    try:
+        if state.choice().model == "starter" and BUNDLED.exists():
+            return _bundled(str(BUNDLED), BUNDLED.stat().st_mtime_ns)
+        return _stored(settings.database_url(), whatif.profile_key(state.recipe(_model_only()).model))
+    except _Missing:
+        return None
+
+
+def require() -> Profile:
+    """The chosen network's profile; where there is none, an invitation to make one, and the page ends here."""
+    found = find()
+    if found is None:
+        _invite()
+        st.stop()
+    return found
+
+
+def prediction(profile: Profile) -> whatif.WhatIf | None:
+    """What the present choice would take. Where it cannot be had, the reason stands on the page instead and None comes back."""
+    try:
+        return whatif.predict(profile, state.recipe().pruning)
+    except LabError as error:
+        st.warning(str(error), icon=":material/rule:")
+        return None
+
+
+def stage_rows(profile: Profile, predicted: whatif.WhatIf | None = None) -> list[dict[str, object]]:
+    """Rows for `frame.figures`: dense, pruned and healed under the present choice.
+
+    What the latest run of this very recipe measured stands there as measured; before it, what the profile
+    predicts stands as an estimate. Dense accuracy and latency come from the latest run of the same network and images.
+    """
+    try:
+        recipe = state.recipe()
+        totals = (predicted or whatif.predict(profile, recipe.pruning)).totals
+    except LabError:
+        recipe, totals = None, {}
+    dense = {"stage": "dense", "origin": "measured", "macs_g": profile.facts["macs_g"], "parameters_m": profile.facts["parameters"] / 1e6}
+    pruned = {"stage": "pruned", "origin": "estimate", "macs_g": totals.get("macs_g_effective"), "parameters_m": totals.get("nonzero_parameters_m")}
+    healed = {"stage": "healed", "origin": "estimate", "macs_g": pruned["macs_g"], "parameters_m": pruned["parameters_m"]}
+    rows = [dense, pruned, healed]
+    for row in rows:
+        row["why_top1"] = row["why_latency_ms"] = "not measured yet"
+    if state.choice().pattern != "structured":
+        pruned["why_latency_ms"] = healed["why_latency_ms"] = "mask only: no speed-up"
+    if recipe is None:
+        return rows
+    if recipe.model.name == "starter" and recipe.images == ImagesChoice(calibration=recipe.images.calibration, drift=recipe.images.drift):
+        dense |= _card()
+    done = state.store().runs(status="done", limit=200)
+    same = done[done["recipe_hash"] == recipe.fingerprint()]
+    if len(same):
+        _fill(rows, _figures(settings.database_url(), int(same["id"].iloc[0])))
+        return rows
+    kin = done[(done["model"] == recipe.model.name) & (done["weights"] == recipe.model.weights)]
+    for run_id in kin["id"].head(5):
+        known = state.store().run(int(run_id)).recipe
+        if known.model == recipe.model and known.images == recipe.images:
+            _fill([dense], _figures(settings.database_url(), int(run_id)))
+            break
+    return rows
+
+
+@cache
+def _card() -> dict[str, object]:
+    """The bundled network's accuracy on the test images of its source, as measured when it was trained."""
+    try:
+        card = json.loads((settings.ASSETS / "starter" / "card.json").read_text())
+    except OSError:
+        return {}
+    low, high = card["test_interval_95"]
+    return {"top1": card["test_top1"], "low": low, "high": high}
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _figures(url: str, run_id: int) -> dict[str, dict[str, object]]:
+    """{stage: figures} that a finished run measured; a finished run never changes."""
+    report = state.store().report(run_id)
+    found: dict[str, dict[str, object]] = {}
+    for row in report.tables.get("totals", []):
+        found.setdefault(row["stage"], {}).update(macs_g=row["macs_g_effective"], parameters_m=row["nonzero_parameters_m"])
+    for row in report.tables.get("accuracy", []):
+        found.setdefault(row["stage"], {}).update({name: row[name] for name in ("top1", "low", "high")})
+    latency = pd.DataFrame(report.tables.get("latency", []))
+    if len(latency):
+        for row in latency[latency["batch"] == latency["batch"].min()].to_dict("records"):
+            found.setdefault(row["stage"], {}).update(latency_ms=row["latency_ms_p50"], device=row.get("device_name") or row.get("device"))
+    return found
+
+
+def _fill(rows: list[dict[str, object]], found: dict[str, dict[str, object]]) -> None:
+    for row in rows:
+        if row["stage"] in found:
+            row |= {"origin": "measured", **found[row["stage"]]}
+            row["why_top1"] = "images have no labels"
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _bundled(path: str, changed: int) -> Profile:
+    return Profile.from_json(Path(path).read_text())
+
+
+@st.cache_resource(max_entries=8, show_spinner="Opening the network's profile")
+def _stored(url: str, key: str) -> Profile:
+    found = state.store().profile(key)
+    if found is None:
+        raise _Missing
+    return found
+
+
+def _model_only() -> state.Choice:
+    """The choice with nothing in it but the network: what its profile depends on."""
+    c = state.choice()
+    return state.Choice(model=c.model, weights=c.weights, path=c.path)
+
+
+def _job() -> Run | None:
+    """The latest attempt at profiling the chosen network."""
+    runs = state.store().runs(kind="profile", limit=50)
+    same = runs[runs["recipe_hash"] == state.recipe(_model_only()).fingerprint()]
+    return state.store().run(int(same["id"].iloc[0])) if len(same) else None
+
+
+def _invite() -> None:
+    """Empty state: what will be here, and the button that brings it; while a worker makes it, how far it is."""
+    c = state.choice()
+    job = _job()
+    with st.container(border=True):
+        st.subheader(f"{c.model} has no profile yet", anchor=False)
+        st.markdown(
+            "A profile holds the network's layers, their costs and their spectra. A worker makes it once, in seconds to minutes; "
+            "from then on this page answers at once."
+        )
+        if job is not None and job.active:
+            _wait(job.id)
+            return
+        if job is not None and job.error:
+            st.error(job.error, icon=":material/error:")
+        if st.button("Profile this network", type="primary", icon=":material/query_stats:"):
+            state.store().submit(_profile_recipe(), kind="profile")
+            st.rerun()
+
+
+def _profile_recipe() -> Recipe:
+    return state.recipe(_model_only())
+
+
+@st.fragment(run_every="1.5s")
+def _wait(run_id: int) -> None:
+    """Polls while the profile is being made; then the whole page is drawn again."""
+    run = state.store().run(run_id)
+    if not run.active:
+        st.rerun()
+    waiting = run.status == "queued"
+    alone = waiting and not state.store().workers()["alive"].any()
+    st.status("Waiting for a worker" if waiting else "Reading layers and spectra", state="running", type="compact")
+    if alone:
+        st.caption("No worker is running. Start one: `python -m starfish_lab worker`")
+    st.skeleton(height=220)

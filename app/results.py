@@ -1,0 +1,158 @@
+"""What pages say about runs: a recipe in short words, what differs between recipes, points for charts. Rows in, rows out; no Streamlit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+
+from app.charts import theme
+from starfish_lab.recipe import PruningChoice, Recipe
+
+ENDED = ("done", "failed", "cancelled")
+
+
+def pattern(choice: PruningChoice) -> str:
+    """What goes, in a few words.
+
+    >>> pattern(PruningChoice()), pattern(PruningChoice(pattern="n_m")), pattern(PruningChoice(pattern="structured", sparsity=0.5))
+    ('90 % unstructured', '2:4', '50 % structured (mlp, qk)')
+    """
+    if choice.pattern == "n_m":
+        return f"{choice.keep}:{choice.group}"
+    units = f" ({', '.join(choice.units)})" if choice.pattern == "structured" else ""
+    return f"{100 * choice.sparsity:g} % {choice.pattern}{units}"
+
+
+def short(row: pd.Series | dict) -> str:
+    """A row of the list of runs in a few words: its name, or what it did.
+
+    >>> short({"id": 7, "name": "", "pattern": "unstructured", "sparsity": 0.9, "method": "starfish"})
+    'Run 7 · 90 % unstructured, starfish'
+    """
+    kind = "n:m" if row["pattern"] == "n_m" else row["pattern"]
+    what = row["name"] or f"{100 * row['sparsity']:.3g} % {kind}, {row['method']}"
+    return f"Run {row['id']} · {what}"
+
+
+def merged(base: Recipe, chosen: Recipe) -> Recipe:
+    """`base` with every field that a person chooses on the pages taken from `chosen`.
+
+    What only a recipe file can say (preprocessing, seeds, layers in and out, options, measures) stays as in `base`, unless
+    the method that the options were for is another one now.
+    """
+    model, images, pruning, healing = chosen.model, chosen.images, chosen.pruning, chosen.healing
+    same_budget = base.pruning.budget == pruning.budget
+    same_method = base.healing.method == healing.method
+    return replace(
+        base, name=chosen.name, device=chosen.device,
+        model=replace(base.model, name=model.name, weights=model.weights, path=model.path),
+        images=replace(
+            base.images, source=images.source, path=images.path, csv=images.csv, calibration_path=images.calibration_path,
+            calibration=images.calibration, drift=images.drift, evaluation=images.evaluation,
+        ),
+        pruning=replace(
+            base.pruning, score=pruning.score, budget=pruning.budget, pattern=pruning.pattern, sparsity=pruning.sparsity,
+            keep=pruning.keep, group=pruning.group, units=pruning.units, options=base.pruning.options if same_budget else {},
+        ),
+        healing=replace(
+            base.healing, method=healing.method, steps=healing.steps, batch_size=healing.batch_size, learning_rate=healing.learning_rate,
+            final_learning_rate=min(base.healing.final_learning_rate, healing.learning_rate), options=base.healing.options if same_method else {},
+        ),
+    )  # fmt: skip
+
+
+def flat(recipe: Recipe) -> dict[str, object]:
+    """{'pruning.sparsity': 0.9, …}: every field of a recipe; lists and options as text."""
+
+    def walk(data: dict, where: str) -> dict[str, object]:
+        found = {}
+        for key, value in data.items():
+            if isinstance(value, dict) and not key.endswith(("options", "preprocessing")):
+                found |= walk(value, f"{where}{key}.")
+            else:
+                found[where + key] = value if isinstance(value, str | int | float | None) else str(value)
+        return found
+
+    return walk({k: v for k, v in recipe.to_dict().items() if k not in ("starfish_lab_recipe", "name")}, "")
+
+
+def differences(recipes: dict[int, Recipe]) -> pd.DataFrame:
+    """A row a field in which the recipes differ, a column a run; no rows where they are alike."""
+    table = pd.DataFrame({f"run {run}": flat(recipe) for run, recipe in recipes.items()}, dtype=object)
+    text = table.map(str)
+    return text[text.nunique(axis=1) > 1].rename_axis("field").reset_index()
+
+
+def figure_rows(report, *, device: str = "") -> list[dict[str, object]]:
+    """The first row of figures of one finished run: a dict a stage, as `frame.figures` takes them."""
+    totals = {row["stage"]: row for row in report.tables.get("totals", [])}
+    accuracy = {row["stage"]: row for row in report.tables.get("accuracy", [])}
+    latency = {row["stage"]: row for row in report.tables.get("latency", []) if row["batch"] == 1}
+    rows = []
+    for stage in theme.STAGES:
+        if stage not in totals:
+            continue
+        found, timed = accuracy.get(stage, {}), latency.get(stage, {})
+        rows.append({
+            "stage": stage, "origin": "measured", "top1": found.get("top1"), "low": found.get("low"), "high": found.get("high"),
+            "macs_g": totals[stage]["macs_g_effective"], "parameters_m": totals[stage]["nonzero_parameters_m"],
+            "latency_ms": timed.get("latency_ms_p50"), "device": timed.get("device", device),
+            "why_top1": "no labels", "why_latency_ms": "not timed" if latency else "not measured",
+        })  # fmt: skip
+    return rows
+
+
+def points(runs: pd.DataFrame, *, cost: str, latency: pd.DataFrame, seconds: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy and cost of every stage of every run that has both: run, label, model, stage, cost, top1, low, high, images.
+
+    `runs` is the store's list, `latency` and `seconds` its report tables with the column run. Runs of one network on the
+    same images share one dense point, except where cost was measured anew for each (latency).
+    """
+    batch_one = latency[latency["batch"] == 1] if len(latency) else latency
+    timed = {(row.run, row.stage): row.latency_ms_p50 for row in batch_one.itertuples()}
+    healing = {row.run: row.seconds for row in seconds.itertuples() if row.stage == "heal"} if len(seconds) else {}
+    rows = []
+    for run in runs.to_dict("records"):
+        for stage in theme.STAGES:
+            costs = {
+                "macs_g": run[f"macs_g_effective_{stage}"],
+                "parameters_m": run[f"nonzero_parameters_m_{stage}"],
+                "latency_ms": timed.get((run["id"], stage)),
+                "healing_s": healing.get(run["id"]) if stage == "healed" else 0.0,
+            }
+            figures = {name: run[f"{name}_{stage}"] for name in ("top1", "low", "high")}
+            facts = {"run": run["id"], "label": short(run), "model": run["model"], "stage": stage, "images": run["images"]}
+            rows.append({**facts, **figures, "cost": costs[cost]})
+    found = pd.DataFrame(rows, columns=["run", "label", "model", "stage", "cost", "images", "top1", "low", "high"])
+    found = found.astype({"cost": float, "top1": float}).dropna(subset=["cost", "top1"]).astype({"images": int})
+    repeated = found["stage"].eq("dense") & found.duplicated(["model", "stage", "cost", "top1", "images"])
+    return found[~repeated].reset_index(drop=True)
+
+
+def speedups(latency: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Measured speed-ups beside the ratio of MACs: latency rows that are not dense, with label, macs_ratio (dense / this one)."""
+    if latency.empty:
+        return latency
+    by_id = runs.set_index("id")
+    rows = latency[latency["stage"] != "dense"].dropna(subset=["speedup"])
+    ratio = [by_id.loc[row.run, "macs_g_effective_dense"] / by_id.loc[row.run, f"macs_g_effective_{row.stage}"] for row in rows.itertuples()]
+    return rows.assign(macs_ratio=ratio, label=[f"run {run}" for run in rows["run"]])
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in words a person reads at a glance.
+
+    >>> duration(0.4), duration(42.4), duration(125), duration(7260)
+    ('under 1 s', '42 s', '2 min 5 s', '2 h 1 min')
+    """
+    if seconds is None or seconds != seconds:
+        return "–"
+    if seconds < 1:
+        return "under 1 s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

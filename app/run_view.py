@@ -1,0 +1,275 @@
+"""One run on the page: live while it is queued or running, and what came of it once it ended."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from app import frame, launch, results, state
+from app.charts import drift, healing, theme
+from starfish_lab.report import Report
+from starfish_lab.store import Run
+
+STAGES = {
+    "load": "Opening network and images", "prune": "Pruning", "measure pruned": "Measuring the pruned network", "heal": "Healing",
+    "measure healed": "Measuring the healed network", "spectra": "Spectra", "latency": "Timing", "save": "Saving",
+}  # fmt: skip
+COLOURS = {"queued": "gray", "running": "blue", "done": "green", "failed": "red", "cancelled": "orange"}
+CAPTIONS = {
+    "loss": "Lower is closer to the dense network on the calibration images. It does not say how unseen images are answered.",
+    "blocks": "Each row of colour is a healing step, white is no distance from dense. It shows calibration images, not the ones that evaluate.",
+    "accuracy": "A mark is the share of evaluation images answered right, its line the 95 % Wilson interval. It speaks for these images alone.",
+    "drift": "How far each block's output is from its dense twin on images that neither heal nor evaluate. Little drift is no promise of accuracy.",
+}
+
+
+def follow(run: Run) -> None:
+    """A queued or running run, drawn again every second; when it ends the whole page is drawn once more."""
+    _head(run)
+    st.fragment(_live, run_every="1s")(run.id)
+
+
+def ended(run: Run) -> None:
+    """A run that is done, failed or cancelled."""
+    if run.status == "done" and run.kind == "experiment":
+        _done(run)
+        return
+    _head(run)
+    _why(run)
+    _notes(state.store().notes(run.id))
+    with frame.actions():
+        _new()
+        if st.button("Run again", type="primary", icon=":material/replay:", key="again"):
+            launch.submit(run.recipe, kind=run.kind, parent=run.id)
+    losses, blocks = _events(run.id)
+    _healing(run, losses, blocks)
+
+
+def _head(run: Run) -> None:
+    """Number, name, status and recipe of a run."""
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.subheader(f"Run {run.id}{': ' + run.name if run.name else ''}", anchor=False, width="content")
+        st.badge(run.status, color=COLOURS[run.status])
+        recipe = run.recipe
+        st.caption(f"{recipe.model.name} · {results.pattern(recipe.pruning)} · {recipe.healing.method.replace('_', ' ')}", width="content")
+        if run.parent:
+            st.caption(f"from run {run.parent}", width="content")
+
+
+def _live(run_id: int) -> None:
+    with frame.guard():
+        store = state.store()
+        run = store.run(run_id)
+        if not run.active:
+            st.rerun()
+        if text := st.session_state.pop("said", None):
+            st.info(text, icon=":material/info:")
+        if run.status == "queued":
+            _queued(run)
+        else:
+            st.progress(_share(run), text=_progress_text(run))
+        losses, blocks = _events(run_id)
+        if run.recipe.healing.method != "none":
+            _healing(run, losses, blocks)
+        _notes(store.notes(run_id))
+        with frame.actions():
+            st.caption("Close the browser if you like: the run goes on, and stands under Runs.", width="content")
+            _new()
+            if st.button("Stopping" if run.cancel else "Cancel", icon=":material/stop_circle:", disabled=run.cancel, key="cancel"):
+                store.request_cancel(run_id)
+                st.rerun()
+
+
+def _queued(run: Run) -> None:
+    """Why the run waits, and what would start it."""
+    workers = state.store().workers()
+    alive = workers[workers["alive"]]
+    fits = alive[[run.wants in ("auto", device, device.partition(":")[0]) for device in alive["device"]]]
+    if alive.empty:
+        st.warning(
+            f"No worker is running, so run {run.id} waits in the queue. Start one: `python -m starfish_lab worker`", icon=":material/power_off:"
+        )
+    elif fits.empty:
+        running = ", ".join(sorted(set(alive["device"])))
+        st.warning(f"Run {run.id} wants {run.wants} and the workers have {running}. Start one with `python -m starfish_lab worker --device {run.wants}`", icon=":material/power_off:")  # fmt: skip
+    else:
+        queue = state.store().runs(kind=None, status="queued")
+        ahead = int((queue["id"] < run.id).sum())
+        st.status(f"Waiting for a worker, {ahead} before it" if ahead else "A worker takes it next", state="running", type="compact")
+
+
+def _share(run: Run) -> float:
+    return min(1.0, run.step / run.steps) if run.step and run.steps else 0.0
+
+
+def _progress_text(run: Run) -> str:
+    text = STAGES.get(run.stage or "load", (run.stage or "").capitalize())
+    if run.stage in STAGES:
+        text += f" · part {list(STAGES).index(run.stage) + 1} of {len(STAGES)}"
+    if run.steps:
+        text += f" · {run.step} of {run.steps}"
+    if run.seconds_left is not None:
+        text += f" · {results.duration(run.seconds_left)} left"
+    return text + (" · stopping" if run.cancel else "")
+
+
+def _events(run_id: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Losses (step, loss) and losses of blocks (step, depth, loss) that a run has reported so far."""
+    events = state.store().events(run_id)
+    losses = events[events["name"] == "loss"].rename(columns={"value": "loss"})[["step", "loss"]]
+    of_blocks = events[events["name"].str.fullmatch(r"block\.\d+")]
+    depths = of_blocks["name"].str.partition(".")[2].astype(int)
+    return losses, of_blocks.assign(depth=depths).rename(columns={"value": "loss"})[["step", "depth", "loss"]]
+
+
+def _healing(run: Run, losses: pd.DataFrame, blocks: pd.DataFrame) -> None:
+    """Loss and drift of blocks over the steps. Until the first figures come, their places are kept."""
+    if losses.empty:
+        if run.active:
+            st.skeleton(height=340)
+        return
+    with st.container(key="pair"):
+        left, right = st.columns(2)
+        with left:
+            fig = healing.loss_curve(losses, dark=frame.dark(), keep=f"loss {run.id}")
+            frame.chart(fig, key=f"run_{run.id}_loss", caption=CAPTIONS["loss"], data=losses)
+        if len(blocks):
+            with right:
+                fig = healing.block_losses(blocks, dark=frame.dark(), keep=f"blocks {run.id}")
+                frame.chart(fig, key=f"run_{run.id}_blocks", caption=CAPTIONS["blocks"], data=blocks)
+
+
+def _why(run: Run) -> None:
+    """What ended a run before its time."""
+    if run.status == "failed":
+        st.error(f"Run {run.id} stopped: {run.error}", icon=":material/error:")
+    elif run.status == "cancelled":
+        where = f" during '{STAGES.get(run.stage, run.stage).lower()}'" if run.stage else " before it began"
+        st.warning(
+            f"Run {run.id} was cancelled{where}{f', at step {run.step} of {run.steps}' if run.steps else ''}. Nothing of it is kept but its figures."
+        )
+    else:
+        st.info(f"Run {run.id} timed a network; its figures are under Latency.", icon=":material/timer:")
+
+
+def _notes(notes: list[str]) -> None:
+    if notes:
+        with st.expander(f"{len(notes)} notes" if len(notes) > 1 else "1 note"):
+            for note in notes:
+                st.markdown(f"- {note}")
+
+
+def _new() -> None:
+    if st.button("New run", type="tertiary", icon=":material/add:", key="new_run"):
+        state.put("run", None)
+        state.put("new", True)
+        st.rerun()
+
+
+def _done(run: Run) -> None:
+    """Dense, pruned and healed side by side."""
+    report = state.store().report(run.id)
+    frame.figures(results.figure_rows(report, device=run.device or ""))
+    _head(run)
+    dark = frame.dark()
+    accuracy, drifted = report.frame("accuracy"), report.frame("drift")
+    with st.container(key="pair"):
+        left, right = st.columns(2)
+        with left:
+            if accuracy.empty:
+                st.info("These images have no labels, so there is no accuracy. The drift of the blocks says how much changed.")
+            else:
+                frame.chart(
+                    healing.accuracy_by_stage(accuracy, dark=dark, keep=run.id),
+                    key=f"run_{run.id}_accuracy",
+                    caption=CAPTIONS["accuracy"],
+                    data=accuracy,
+                )
+                st.markdown(_verdicts(report.frame("comparisons")))
+        with right:
+            shown = drift.over_depth(drifted, dark=dark, keep=run.id)
+            frame.chart(shown, key=f"run_{run.id}_drift", caption=CAPTIONS["drift"], data=drifted)
+    _downloads(run, report)
+    _details(run, report)
+
+
+def _verdicts(comparisons: pd.DataFrame) -> str:
+    """The paired test of each two stages, in words."""
+    rows = comparisons.to_dict("records")
+    return "\n".join(f"- {row['second'].capitalize()} against {row['first']}: {row['verdict']}" for row in rows)
+
+
+def _details(run: Run, report: Report) -> None:
+    """Closed until asked for, and only then computed."""
+    tables = {"Healing": "losses", "Layers": "layers", "Latency": "latency", "Time spent": "seconds", "Notes": "notes", "Origin": "provenance"}
+    there = [name for name, table in tables.items() if table in report.tables]
+    wanted = st.segmented_control("Details", [*there, "Recipe"], key="details", label_visibility="collapsed")
+    if wanted == "Healing":
+        _healing(run, report.frame("losses"), report.frame("block_losses"))
+    elif wanted == "Recipe":
+        st.code(run.recipe.to_json(), language="json", height=400)
+    elif wanted:
+        frame.table(report.frame(tables[wanted]), key=f"run_{run.id}_{tables[wanted]}")
+
+
+def _downloads(run: Run, report: Report) -> None:
+    """Everything the run left, and where to go from here."""
+    with frame.actions():
+        with st.popover("Download", icon=":material/download:"):
+            name = f"run-{run.id}"
+            st.download_button("Tables (CSV)", lambda: _tables(report), f"{name}-tables.zip", "application/zip", on_click="ignore", type="tertiary")
+            st.download_button("Charts (HTML)", lambda: _charts(run, report), f"{name}-charts.html", "text/html", on_click="ignore", type="tertiary")
+            st.download_button("Recipe (JSON)", run.recipe.to_json(), f"{name}-recipe.json", "application/json", on_click="ignore", type="tertiary")
+            if run.artefact and Path(run.artefact).is_dir():
+                st.download_button(
+                    "Network (safetensors)", lambda: _network(Path(run.artefact)), f"{name}-network.zip", "application/zip", on_click="ignore",
+                    type="tertiary", help="starfish_lab.export.load_pruned opens it with one call; no pickle inside.",
+                )  # fmt: skip
+            else:
+                st.caption("The network of this run is not on this machine.")
+        if st.button(
+            "Clone", type="tertiary", icon=":material/content_copy:", key="clone", help="Open its recipe in the form, to change and launch."
+        ):
+            launch.clone(run)
+        _new()
+        if st.button("Compare", type="primary", icon=":material/compare_arrows:", key="compare"):
+            chosen = state.ids("runs")
+            state.put("runs", chosen if run.id in chosen else (*chosen, run.id))
+            st.switch_page("views/compare.py")
+
+
+def _tables(report: Report) -> bytes:
+    """Every table of a report as CSV, in a zip."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in report.tables:
+            archive.writestr(f"{name}.csv", frame.plain(report.frame(name)).to_csv(index=False))
+    return packed.getvalue()
+
+
+def _charts(run: Run, report: Report) -> str:
+    """All charts of a run as one page that needs no network; on white, whatever the app's theme."""
+    figures: list[go.Figure] = []
+    if len(report.frame("accuracy")):
+        figures.append(healing.accuracy_by_stage(report.frame("accuracy")))
+    figures.append(drift.over_depth(report.frame("drift")))
+    if len(report.frame("losses")):
+        figures.append(healing.loss_curve(report.frame("losses")))
+    if len(report.frame("block_losses")):
+        figures.append(healing.block_losses(report.frame("block_losses")))
+    parts = [fig.to_html(full_html=False, include_plotlyjs=i == 0, config=theme.CONFIG) for i, fig in enumerate(figures)]
+    title = f"STARFISH Lab, run {run.id}"
+    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><body>{"".join(parts)}</body></html>'
+
+
+def _network(folder: Path) -> bytes:
+    """The healed network's folder as a zip."""
+    with tempfile.TemporaryDirectory() as place:
+        return Path(shutil.make_archive(f"{place}/network", "zip", folder)).read_bytes()

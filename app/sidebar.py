@@ -1,0 +1,84 @@
+"""The sidebar: what every page is about. Model, weights' origin, images, device, worker. Nothing else."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app import state
+from starfish_lab.models import PAPER_MODELS
+
+WEIGHTS_HELP = "Pretrained: timm downloads them once. File: .safetensors, or .pt/.pth that holds tensors only. Random: untrained, to try things out."
+SOURCES = {
+    "starter": "Handwritten digits (bundled)",
+    "folder": "Folder, one sub-folder a class",
+    "csv": "Folder or zip with a CSV",
+    "imagenet": "ImageNet validation folder",
+    "imagenette": "Imagenette (downloaded)",
+}
+
+
+def draw() -> None:
+    """All of it."""
+    with st.sidebar:
+        _model()
+        _images()
+        _device()
+
+
+def _model() -> None:
+    chosen = state.choice()
+    known = ["starter", *PAPER_MODELS]
+    st.selectbox(
+        "Model", known if chosen.model in known else [*known, chosen.model], accept_new_options=True,
+        format_func=lambda name: "Starter, a small ViT" if name == "starter" else name,
+        help="The bundled starter, a network of the papers, or any timm name typed in: vit_*, deit_*, deit3_*, convnextv2_*, resnet*.",
+        **state.tie("model"),
+    )  # fmt: skip
+    if chosen.model == "starter":
+        st.caption("Bundled weights")
+        return
+    st.segmented_control("Weights", ["pretrained", "file", "random"], format_func=str.capitalize, help=WEIGHTS_HELP, **state.tie("weights"))
+    if chosen.weights == "file":
+        st.text_input("Weights file", placeholder="/path/to/weights.safetensors", **state.tie("path"))
+
+
+def _images() -> None:
+    chosen = state.choice()
+    st.selectbox("Images", list(SOURCES), format_func=SOURCES.get, **state.tie("images"))
+    if chosen.images == "starter" and chosen.model != "starter":
+        st.caption("These are 8×8 digits. Choose images this network was trained for to see its real accuracy.")
+    if chosen.images != "starter":
+        st.text_input("Folder or zip", placeholder="/path/to/images", **state.tie("images_path"))
+        if chosen.images == "csv":
+            st.text_input("CSV of file and label", placeholder="/path/to/labels.csv", **state.tie("images_csv"))
+        st.text_input(
+            "Calibration folder", placeholder="same as above",
+            help="Images to heal with; labels are not used. Never overlaps the evaluation images.", **state.tie("calibration_path"),
+        )  # fmt: skip
+    st.number_input(
+        "Calibration images", min_value=1, max_value=1_000_000, step=16,
+        help="How many unlabelled images healing sees. They are kept apart from the images that evaluate.", **state.tie("calibration"),
+    )  # fmt: skip
+
+
+def _device() -> None:
+    workers = state.store().workers()
+    alive = workers[workers["alive"]]
+    devices = list(dict.fromkeys(["auto", *alive["device"], "cpu", state.choice().device]))
+    st.selectbox("Device", devices, format_func=lambda name: "Any free worker" if name == "auto" else name, **state.tie("device"))
+    busy = alive["run"].notna().any()
+    st.fragment(_workers, run_every="3s" if busy else None)(bool(busy))
+
+
+def _workers(was_busy: bool) -> None:
+    """Polls while a worker is busy; once none is, the page is drawn again with what the run found."""
+    workers = state.store().workers()
+    alive = workers[workers["alive"]]
+    if alive.empty:
+        st.badge("No worker", icon=":material/power_off:", color="gray")
+        st.caption("Runs wait until one is started: `python -m starfish_lab worker`")
+    for row in alive.itertuples():
+        text = f"{row.device}: idle" if row.run != row.run or row.run is None else f"{row.device}: busy with run {row.run}"
+        st.badge(text, icon=":material/memory:", color="gray" if text.endswith("idle") else "green", help=row.title or None)
+    if was_busy and not alive["run"].notna().any():
+        st.rerun()

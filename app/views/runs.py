@@ -1,0 +1,182 @@
+"""Runs: what was tried, by whom, with what result; the place to cancel, clone, delete and choose what to compare."""
+
+from __future__ import annotations
+
+import time
+
+import pandas as pd
+import streamlit as st
+
+from app import frame, launch, profiles, results, state
+from app.charts import runs as charts
+from starfish_lab.errors import StoreError
+
+SHOWN = 200  # rows in the browser at once
+KNOWN = 1000  # newest runs that the filters look through
+STATUSES = ("queued", "running", "done", "failed", "cancelled")
+BARS = "Dense, pruned, healed"
+
+
+def listed(runs: pd.DataFrame) -> pd.DataFrame:
+    """The table a person sees, one row a run."""
+    percent = {f"{stage.capitalize()} (%)": 100 * runs[f"top1_{stage}"] for stage in ("dense", "pruned", "healed")}
+    bars = (100 * runs[["top1_dense", "top1_pruned", "top1_healed"]].fillna(0)).round(1).to_numpy().tolist()
+    seconds = runs["seconds"].where(runs["status"] == "done", runs["finished_at"].fillna(time.time()) - runs["started_at"])
+    return pd.DataFrame({
+        "Run": runs["id"], "Name": runs["name"], "Status": [_status(row) for row in runs.itertuples()],
+        "Model": runs["model"], "Pattern": runs["pattern"].replace("n_m", "n:m"), "Method": runs["method"].str.replace("_", " "),
+        "Sparsity (%)": 100 * runs["sparsity_prunable"].fillna(runs["sparsity"]), "Of all (%)": 100 * runs["sparsity_all"],
+        **percent, BARS: bars, "Seconds": seconds, "Started": pd.to_datetime(runs["created_at"], unit="s", utc=True),
+        "From": runs["parent"], "Owner": runs["owner"],
+    })  # fmt: skip
+
+
+def _status(row) -> str:
+    if row.status == "running" and row.steps and row.steps == row.steps:
+        return f"{row.stage} {int(row.step)}/{int(row.steps)}"
+    return "timed" if row.kind == "latency" and row.status == "done" else row.status
+
+
+COLUMNS = {
+    "Run": st.column_config.NumberColumn(pinned=True, width="small"),
+    "Sparsity (%)": st.column_config.NumberColumn(format="%.1f", help="Removed share of the prunable weights."),
+    "Of all (%)": st.column_config.NumberColumn(format="%.1f", help="Removed share of all parameters."),
+    "Dense (%)": st.column_config.NumberColumn(format="%.1f", help="Top-1 accuracy of the dense network."),
+    "Pruned (%)": st.column_config.NumberColumn(format="%.1f", help="Top-1 accuracy after pruning, before healing."),
+    "Healed (%)": st.column_config.NumberColumn(format="%.1f", help="Top-1 accuracy after healing."),
+    BARS: st.column_config.BarChartColumn(y_min=0, y_max=100, width="small", help="Top-1 accuracy, 0 to 100 %."),
+    "Seconds": st.column_config.NumberColumn(format="%.0f", help="Of all stages; of a running one, so far."),
+    "Started": st.column_config.DatetimeColumn("Submitted", format="distance"),
+    "From": st.column_config.NumberColumn(help="The run it was cloned from."),
+}
+
+
+def filters(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row of filters; what they leave."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        status = st.pills("Status", STATUSES, selection_mode="multi", **state.tie_value("status", ()))
+        known = sorted(runs["model"].unique())
+        model = state.get("of_model", "")
+        options = ["", *known] if model in known or not model else ["", model, *known]
+        model = st.selectbox("Model", options, format_func=lambda name: name or "Any", width=240, **state.tie_value("of_model", ""))
+        text = st.text_input("Search", placeholder="name, method, owner, number", width=240, **state.tie_value("find", ""))
+    if status:
+        runs = runs[runs["status"].isin(status)]
+    if model:
+        runs = runs[runs["model"] == model]
+    if text:
+        words = runs["id"].astype(str) + " " + runs["name"] + " " + runs["method"] + " " + runs["owner"] + " " + runs["pattern"] + " " + runs["model"]
+        runs = runs[words.str.contains(text, case=False, regex=False)]
+    return runs
+
+
+def table(runs: pd.DataFrame) -> None:
+    """The newest of what is left, and which of them are chosen. Rows are remembered by number, so a new run shifts no choice."""
+    shown = runs.head(SHOWN)
+    ids = [int(i) for i in shown["id"]]
+    chosen = state.ids("runs")
+    key = f"runs.{hash(tuple(ids))}"
+    st.session_state["runs.shown"] = ids
+
+    def choose() -> None:
+        rows = st.session_state[key]["selection"]["rows"]
+        here = st.session_state["runs.shown"]
+        kept = [run for run in state.ids("runs") if run not in here]
+        state.put("runs", (*kept, *(here[row] for row in rows if row < len(here))))
+
+    selected = [ids.index(run) for run in chosen if run in ids]
+    frame.table(
+        listed(shown), key=key, on_select=choose, selection_mode="multi-row", height=min(560, 38 + 35 * max(len(shown), 3)),
+        selection_default={"selection": {"rows": selected, "columns": [], "cells": []}}, column_config=COLUMNS,
+    )  # fmt: skip
+    whole = f"{len(runs)} runs" if len(runs) < KNOWN else f"more than {KNOWN:,} runs"
+    st.caption(f"Newest {len(shown)} of {whole}. Narrow the filters to reach older ones." if len(runs) > len(shown) else whole)
+
+
+def actions(runs: pd.DataFrame) -> None:
+    """What can be done with the chosen runs."""
+    store = state.store()
+    here = runs[runs["id"].isin(state.ids("runs"))]
+    one = int(here["id"].iloc[0]) if len(here) == 1 else None
+    active = [int(i) for i in here.loc[here["status"].isin(["queued", "running"]), "id"]]
+    done = [int(i) for i in here.loc[here["status"] == "done", "id"]]
+    resting = [int(i) for i in here.loc[here["status"] != "running", "id"]]
+    with frame.actions():
+        st.caption(f"{len(here)} chosen" if len(here) else "Choose runs by the boxes on the left.", width="content")
+        if active and st.button("Cancel", icon=":material/stop_circle:", key="cancel"):
+            for run in active:
+                store.request_cancel(run)
+            st.rerun()
+        if resting:
+            with st.popover("Delete", icon=":material/delete:"):
+                st.markdown(f"Delete {_runs(resting)} with all figures and networks? Nothing brings them back.")
+                if st.button("Delete for good", key="delete", type="primary"):
+                    _delete(resting)
+        if one is not None and st.button(
+            "Clone", icon=":material/content_copy:", key="clone", help="Open its recipe in the form, to change and launch."
+        ):
+            launch.clone(store.run(one))
+        if one is not None and st.button("Open", icon=":material/open_in_new:", key="open"):
+            state.put("run", one)
+            st.switch_page("views/prune_and_heal.py")
+        if st.button("Compare", type="primary", icon=":material/compare_arrows:", key="compare", disabled=not done):
+            state.put("runs", done)
+            st.switch_page("views/compare.py")
+    if one is not None:
+        _lineage(runs, one)
+
+
+def _delete(chosen: list[int]) -> None:
+    kept = []
+    for run in chosen:
+        try:
+            state.store().delete(run)
+        except StoreError as error:
+            kept.append(run)
+            st.error(str(error))
+    state.put("runs", [run for run in state.ids("runs") if run not in chosen or run in kept])
+    if not kept:
+        st.rerun()
+
+
+def _runs(ids: list[int]) -> str:
+    return f"run {ids[0]}" if len(ids) == 1 else f"{len(ids)} runs ({', '.join(map(str, ids[:8]))}{' …' if len(ids) > 8 else ''})"
+
+
+def _lineage(runs: pd.DataFrame, run: int) -> None:
+    members = charts.family(runs, run)
+    if len(members) > 1:
+        caption = "A line leads from a run to those cloned from it. It does not say what was changed: Compare does."
+        frame.chart(charts.lineage(members, chosen=run, dark=frame.dark(), keep=run), key=f"lineage_{run}", caption=caption)
+
+
+def empty() -> None:
+    """What will be here, and the button that brings it."""
+    with st.container(border=True):
+        st.subheader("No runs yet", anchor=False)
+        st.markdown("Every run of Prune & heal stands here, with its accuracy before and after healing. The bundled starter takes a minute or two.")
+        if st.button("Go to Prune & heal", type="primary", icon=":material/healing:", key="first"):
+            state.put("new", True)
+            st.switch_page("views/prune_and_heal.py")
+
+
+def page(running: bool) -> None:
+    """The table; drawn again every few seconds while something runs."""
+    with frame.guard():
+        runs = state.store().runs(kind=None, limit=KNOWN)
+        runs = runs[runs["kind"] != "profile"]
+        if runs.empty:
+            empty()
+            return
+        left = filters(runs)
+        table(left)
+        actions(runs)
+        if running and not runs["status"].isin(["queued", "running"]).any():
+            st.rerun()
+
+
+profile = profiles.find()
+if profile is not None:
+    frame.figures(frame.stage_rows(profile))
+active = any(len(state.store().runs(kind=None, status=status, limit=1)) for status in ("queued", "running"))
+st.fragment(page, run_every="3s" if active else None)(active)

@@ -1,0 +1,11 @@
+"""No healing: the pruned network as it is."""
+
+from __future__ import annotations
+
+from starfish_lab.healing.session import Session
+
+NEEDS_LABELS = False
+
+
+def objective(session: Session) -> None:
+    """Nothing to minimise: the student stays dense × mask."""

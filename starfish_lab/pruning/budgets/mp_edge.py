@@ -1,0 +1,70 @@
+"""One threshold for all layers, scaled in each by its Marchenko–Pastur edge: a higher edge loses more.
+
+Spectral Edge Budgeting (arXiv 2606.02608, Online Resource 2): with the z-score z_l of layer l's signal over all prunable layers,
+
+    d(s) = max(0, 1 − s / s_d)        w_l = max(0.1, 1 + β · d(s) · z_l)
+
+and the smallest |W| / w_l go. Signal, β and s_d depend on the sparsity s (the authors' four regimes); from s = 0.85 on
+d is 0 and the budget is the global one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from starfish_lab.errors import RecipeError
+from starfish_lab.pruning.rules import apportion_by_threshold, removed_in_all
+
+NEEDS_EDGES = True
+SIGNALS = ("sigma_plus", "hill_alpha")
+FLOOR = 0.1
+
+# up to this sparsity: signal, β (one, or one a kind of layer), s_d
+REGIMES = (
+    (0.20, "hill_alpha", 0.50, 0.30),
+    (0.40, "sigma_plus", 1.00, 0.50),
+    (0.55, "sigma_plus", 1.25, 0.70),
+    (1.00, "sigma_plus", {"attention": 1.00, "mlp": 2.00, "other": 1.50}, 0.85),
+)
+
+
+def allocate(
+    scores: Mapping[str, np.ndarray], sizes: Mapping[str, int], sparsity: float, edges: pd.DataFrame | None = None, *,
+    signal: str | None = None, beta: float | None = None, s_d: float | None = None,
+) -> dict[str, int]:  # fmt: skip
+    """Weights each layer loses: {layer: count}.
+
+    `edges` has one row a layer (its index) and the columns kind, sigma_plus and hill_alpha. `signal`, `beta` and `s_d`
+    replace the regime's; β = 0 is the global budget.
+    """
+    widths = weights(edges.loc[list(sizes)], sparsity, signal=signal, beta=beta, s_d=s_d)
+    return apportion_by_threshold(scores, sizes, removed_in_all(sizes.values(), sparsity), widths)
+
+
+def weights(
+    edges: pd.DataFrame, sparsity: float, *, signal: str | None = None, beta: float | None = None, s_d: float | None = None
+) -> dict[str, float]:
+    """w_l of every layer in `edges`. A layer whose signal is not finite counts as the average one."""
+    _check(signal, beta, s_d)
+    _, usual_signal, usual_beta, usual_s_d = next(regime for regime in REGIMES if sparsity <= regime[0])
+    decay = max(0.0, 1 - sparsity / (s_d or usual_s_d))
+    values = edges[signal or usual_signal].to_numpy(dtype=float)
+    finite = np.isfinite(values)
+    spread = values[finite].std() if finite.any() else 0.0  # population std, as the authors'
+    z = np.where(finite, values - values[finite].mean(), 0.0) / spread if spread > 0 else np.zeros(len(values))
+    strength = usual_beta if beta is None else beta
+    betas = np.array([strength[kind] if isinstance(strength, dict) else strength for kind in edges["kind"]])
+    return dict(zip(edges.index, np.maximum(FLOOR, 1 + betas * decay * z).tolist(), strict=True))
+
+
+def _check(signal: object, beta: object, s_d: object) -> None:
+    if signal is not None and signal not in SIGNALS:
+        raise RecipeError(f"pruning.options.signal is {signal!r}. Choose one of: {', '.join(SIGNALS)}.")
+    for name, value in (("beta", beta), ("s_d", s_d)):
+        if value is not None and not (isinstance(value, int | float) and np.isfinite(value) and value >= 0):
+            raise RecipeError(f"pruning.options.{name} is {value!r}: give a number of at least 0.")
+    if s_d == 0:
+        raise RecipeError("pruning.options.s_d is 0: give the sparsity, above 0, from which the edges stop mattering.")

@@ -1,0 +1,153 @@
+"""Arithmetic and refusals that masks and what-if answers share, so that the two cannot disagree. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from starfish_lab.errors import RecipeError
+from starfish_lab.pruning import BUDGETS
+from starfish_lab.recipe import PruningChoice
+
+
+def check(choice: PruningChoice) -> None:
+    """Raise RecipeError for choices that are valid one by one but not together."""
+    choice.validate()
+    if choice.pattern in ("n_m", "structured") and choice.budget != "uniform":
+        raise RecipeError(
+            f"The pattern '{choice.pattern}' takes the same share from every layer, so the budget '{choice.budget}' has nothing to decide. "
+            "Choose pruning.budget 'uniform', or pruning.pattern 'unstructured'."
+        )
+    known = BUDGETS.options(choice.budget)
+    for name in choice.options:
+        if name not in known:
+            raise RecipeError(f"The budget '{choice.budget}' has no option '{name}'. Its options: {', '.join(known) or 'none'}.")
+
+
+def removed_in_all(sizes: Iterable[int], sparsity: float) -> int:
+    """How many weights an unstructured mask removes: round(sparsity · Σ sizes)."""
+    return round(sparsity * sum(sizes))
+
+
+def apportion(shares: np.ndarray, total: int) -> np.ndarray:
+    """Whole numbers that sum to `total`, each within one of its share (largest remainder; ties go to the first).
+
+    >>> apportion(np.array([1.5, 2.5, 6.0]), 10).tolist()
+    [2, 2, 6]
+    """
+    whole = np.floor(shares).astype(np.int64)
+    largest_first = np.argsort(whole - shares, kind="stable")
+    whole[largest_first[: total - whole.sum()]] += 1
+    return whole
+
+
+def apportion_by_threshold(
+    scores: Mapping[str, np.ndarray], sizes: Mapping[str, int], total: int, divisors: Mapping[str, float] | None = None
+) -> dict[str, int]:
+    """How many of the `total` smallest scores lie in each layer.
+
+    `scores[layer]` holds scores ≥ 0, each standing for sizes[layer] / len weights (one weight where all scores are given);
+    a layer's scores are divided by `divisors[layer]` first. Equal scores at the threshold are shared out in proportion.
+
+    Non-negative float32 numbers are ordered as their bit patterns are, so two histograms (upper, then lower 16 bits)
+    find the threshold exactly, in linear time and without one array of all scores.
+    """
+
+    def bits(layer: str) -> np.ndarray:
+        values = np.ravel(scores[layer])
+        scaled = values / np.float32(divisors[layer]) if divisors else values
+        return scaled.astype(np.float32, copy=False).view(np.uint32)
+
+    weight = {layer: sizes[layer] / np.size(scores[layer]) for layer in scores}
+    upper = sum(np.bincount(bits(layer) >> 16, minlength=1 << 16) * weight[layer] for layer in scores)
+    high, before = _reach(upper, total)
+    lower = np.zeros(1 << 16)
+    for layer in scores:
+        values = bits(layer)
+        lower += np.bincount(values[values >> 16 == high] & 0xFFFF, minlength=1 << 16) * weight[layer]
+    low, _ = _reach(lower, total - before)
+    threshold = np.uint32(high << 16 | low)
+
+    below, tied = np.array([[np.sum(bits(layer) < threshold), np.sum(bits(layer) == threshold)] * np.array(weight[layer]) for layer in scores]).T
+    shares = below + tied * (total - below.sum()) / tied.sum()
+    return dict(zip(scores, apportion(shares, total).tolist(), strict=True))
+
+
+def _reach(histogram: np.ndarray, total: float) -> tuple[int, float]:
+    """The first filled bin at which the running sum reaches `total` (or the last one), and the sum before it."""
+    filled = np.flatnonzero(histogram)
+    running = np.cumsum(histogram[filled])
+    place = min(int(np.searchsorted(running, total)), len(filled) - 1)
+    return int(filled[place]), float(running[place] - histogram[filled[place]])
+
+
+def n_m_misfit(in_features: int, conv_groups: int, group: int) -> str:
+    """Why a keep:group pattern does not fit a layer, '' where it does (arXiv 2606.02608, Online Resource 2).
+
+    `in_features` are a Linear's inputs or a convolution's input channels (weight.shape[1]); a convolution's weight is
+    unfolded channel by channel, and its groups run over the unfolded columns.
+    """
+    if conv_groups != 1:
+        return "a grouped convolution has no input channels to run groups over"
+    return f"its {in_features} inputs are not divisible by {group}" if in_features % group else ""
+
+
+def refuse_misfits(misfits: Mapping[str, str], layers: int, choice: PruningChoice) -> None:
+    """Raise RecipeError where an n:m pattern may not, or can only, leave layers dense."""
+    pattern, named = f"{choice.keep}:{choice.group}", "; ".join(f"{layer}: {reason}" for layer, reason in misfits.items())
+    if misfits and choice.indivisible == "refuse":
+        raise RecipeError(
+            f"The pattern {pattern} does not fit {named}. Exclude these layers, or set pruning.indivisible to 'dense' to leave them dense."
+        )
+    if len(misfits) == layers:
+        raise RecipeError(f"The pattern {pattern} fits no prunable layer: {named}. Choose a group that divides the layers' inputs.")
+
+
+def units_removed(units: int, sparsity: float) -> int:
+    """Units that go from a group of `units`: the nearest whole number, but one at least stays."""
+    return min(round(sparsity * units), units - 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which unit groups and attention layers lose units, which prunable layers stay dense for what reason, and remarks."""
+
+    groups: list
+    attentions: list
+    left_dense: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def plan_structured(choice: PruningChoice, groups: Iterable, attentions: Iterable, layers: Iterable[str], refusal: str) -> Plan:
+    """What a structured pattern can remove. A unit goes from all its layers or stays in all of them.
+
+    `groups` have attributes producer and consumer, `attentions` have qkv (dataclasses or rows); `layers` are the prunable
+    layers; `refusal` says why the network has no removable units, ''  where it has. Raises RecipeError where nothing is left.
+    """
+    if refusal:
+        raise RecipeError(f"No units can be removed here: {refusal}. Choose an unstructured or n:m pattern.")
+    layers = set(layers)
+    groups = list(groups) if "mlp" in choice.units else []
+    attentions = list(attentions) if "qk" in choice.units else []
+    whole = [group for group in groups if {group.producer, group.consumer} <= layers]
+    left = {}
+    for group in groups:
+        for layer, partner in ((group.producer, group.consumer), (group.consumer, group.producer)):
+            if layer in layers and partner not in layers:
+                left[layer] = f"its units go together with those of {partner}, which is excluded"
+    for group in whole:  # a layer may stand in two groups
+        left.pop(group.producer, None), left.pop(group.consumer, None)
+    plan = Plan(whole, [a for a in attentions if a.qkv in layers], left, tuple(_missing(choice, groups, attentions)))
+    if not plan.groups and not plan.attentions:
+        reason = " ".join(plan.notes) or "The layers that hold them are excluded."
+        raise RecipeError(f"There are no units to remove. {reason} Choose other pruning.units, exclude less, or take an unstructured or n:m pattern.")
+    return plan
+
+
+def _missing(choice: PruningChoice, groups: list, attentions: list) -> Iterable[str]:
+    if "mlp" in choice.units and not groups:
+        yield "This network has no MLP units or inner channels that can be removed alone."
+    if "qk" in choice.units and not attentions:
+        yield "This network has no attention layers with Q/K dimensions to remove."

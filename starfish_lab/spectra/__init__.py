@@ -1,0 +1,1 @@
+"""Eigenvalues of weight matrices and the Marchenko–Pastur bulk fitted to them."""
