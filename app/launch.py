@@ -100,72 +100,54 @@ def _own(name: str, default: float) -> float:
 def _what() -> None:
     """What is pruned, in one line, and where to change it."""
     chosen = state.choice()
-    gone = results.pattern(
-        state.recipe(replace(state.DEFAULTS, **{k: getattr(chosen, k) for k in ("pattern", "sparsity", "keep", "group", "units")})).pruning
-    )
-    name = "the starter" if chosen.model == "starter" else chosen.model
-    st.markdown(
-        f"**{name}** ({chosen.weights} weights) loses **{gone}**: {chosen.score} score, {chosen.budget.rstrip('_').replace('_', ' ')} budget. "
-        f"Healed on **{chosen.calibration} images** of {SOURCES[chosen.images].partition(' (')[0].lower()}, without their labels unless the method asks for them."
-    )
-    if st.button(
-        "Change what goes",
-        key="to_explore",
-        type="tertiary",
-        icon=":material/tune:",
-        help="Pattern, sparsity, score and budget are chosen on Explore.",
-    ):
-        st.switch_page("views/explore.py")
+    asked = {name: getattr(chosen, name) for name in ("pattern", "sparsity", "keep", "group", "units")}
+    gone = results.pattern(state.recipe(replace(state.DEFAULTS, **asked)).pruning)
+    name = "The starter" if chosen.model == "starter" else chosen.model
+    with st.container(horizontal=True, vertical_alignment="top"):
+        st.markdown(
+            f"**{name}** ({chosen.weights} weights) loses **{gone}**: "
+            f"{chosen.score.replace('_', ' ')} score, {chosen.budget.replace('_', ' ')} budget. "
+            f"It is healed on **{chosen.calibration} images** ({SOURCES[chosen.images].partition(' (')[0].lower()}).",
+            width="stretch",
+        )
+        hint = "Pattern, sparsity, score and budget are chosen on Explore."
+        if st.button("Change what goes", key="to_explore", type="tertiary", icon=":material/tune:", help=hint):
+            st.switch_page("views/explore.py")
 
 
 def _how() -> None:
     """Healing method and its few numbers."""
     first, second, third = st.columns(3)
-    methods = METHODS.names()
-    first.selectbox("Healing", methods, format_func=lambda name: name.replace("_", " "), **state.tie("healing"))
+    first.selectbox("Healing", METHODS.names(), format_func=lambda name: name.replace("_", " "), **state.tie("healing"))
     heals = state.choice().healing != "none"
-    second.number_input(
-        "Steps", 0, 1_000_000, step=50, disabled=not heals, help="Optimiser steps. 0: 10 epochs over the calibration images.", **state.tie("steps")
-    )
+    hint = "Optimiser steps. 0: 10 epochs over the calibration images."
+    second.number_input("Steps", 0, 1_000_000, step=50, disabled=not heals, help=hint, **state.tie("steps"))
     third.text_input("Name", max_chars=80, placeholder="optional", **state.tie_value("name", ""))
     st.caption(METHODS.describe(state.choice().healing))
     with st.expander("Batch size and learning rate"):
         left, right = st.columns(2)
         _own("batch", USUAL.batch_size)
         _own("lr", USUAL.learning_rate)
-        left.number_input(
-            "Batch size",
-            *LIMITS["batch"],
-            step=8,
-            disabled=not heals,
-            help="Calibration images in a step.",
-            **state.tie_value("batch", USUAL.batch_size),
-        )
-        right.number_input(
-            "Learning rate", *LIMITS["lr"], step=1e-4, format="%.1e", disabled=not heals,
-            help=f"Of the first step; it falls to {USUAL.final_learning_rate:g} along a cosine.", **state.tie_value("lr", USUAL.learning_rate),
-        )  # fmt: skip
+        tied = state.tie_value("batch", USUAL.batch_size)
+        left.number_input("Batch size", *LIMITS["batch"], step=8, disabled=not heals, help="Calibration images in a step.", **tied)
+        hint = f"Of the first step; it falls to {USUAL.final_learning_rate:g} along a cosine."
+        tied = state.tie_value("lr", USUAL.learning_rate)
+        right.number_input("Learning rate", *LIMITS["lr"], step=1e-4, format="%.1e", disabled=not heals, help=hint, **tied)
 
 
 def _open_file() -> None:
+    """Where the recipe comes from, and the door for another."""
     parent = state.get("parent", 0)
     if "opened" in st.session_state or parent:
         origin = f"run {parent}" if "opened" not in st.session_state else "a recipe file"
-        if st.button(
-            f"From {origin}",
-            type="tertiary",
-            icon=":material/close:",
-            help="What only the recipe says (seeds, options, layers) goes back to the defaults.",
-        ):
+        hint = "Press to let go of it: what only the recipe says (seeds, options, layers) goes back to the defaults."
+        if st.button(f"From {origin}", type="tertiary", icon=":material/close:", help=hint):
             st.session_state.pop("opened", None)
             state.put("parent", None)
             st.rerun()
     with st.popover("Open a recipe", icon=":material/upload_file:"):
-        st.file_uploader(
-            "Recipe (JSON)", type="json", key="recipe_file", on_change=_opened, help="As downloaded from a run, or printed by the command line."
-        )
-        if error := st.session_state.pop("recipe_error", None):
-            st.error(error)
+        hint = "As downloaded from a run, or printed by `python -m starfish_lab recipe`."
+        st.file_uploader("Recipe (JSON)", type="json", key="recipe_file", on_change=_opened, help=hint)
 
 
 def _opened() -> None:
@@ -177,9 +159,7 @@ def _opened() -> None:
         recipe = Recipe.from_json(file.getvalue().decode("utf-8"))
         _adopt(recipe)
     except UnicodeDecodeError:
-        st.session_state["recipe_error"] = (
-            f"{file.name} is no text, so it is no recipe. Expected was the JSON file of a run. The choice is as it was."
-        )
+        st.session_state["recipe_error"] = f"{file.name} is no text, so it is no recipe. Expected was a run's JSON file. The choice is as it was."
     except LabError as error:
         st.session_state["recipe_error"] = f"{error} The choice is as it was."
     else:
@@ -207,6 +187,8 @@ def _twin(recipe: Recipe | None) -> None:
 def _said() -> None:
     if text := st.session_state.pop("said", None):
         st.info(text, icon=":material/info:")
+    if text := st.session_state.pop("recipe_error", None):
+        st.error(text, icon=":material/error:")
 
 
 def _active(run_id: int | None) -> bool:

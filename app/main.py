@@ -14,7 +14,7 @@ if ROOT not in sys.path:
 
 from app import frame, state  # noqa: E402
 
-st.set_page_config(page_title="STARFISH Lab", page_icon=":material/filter_vintage:", layout="wide")
+st.set_page_config(page_title="STARFISH Lab", page_icon=f"{ROOT}/assets/icon.svg", layout="wide")
 page = st.navigation(
     [
         st.Page("views/explore.py", title="Explore", default=True),

@@ -31,6 +31,15 @@ def names(model: str) -> tuple[str, ...]:
     return next((known for form, known in NAMES if re.match(form, model)), ())
 
 
+def cards(device: str) -> tuple[str, ...]:
+    """The literature's names that a device's own name contains.
+
+    >>> cards("NVIDIA A100-SXM4-80GB"), cards("A40"), cards("NVIDIA A4000")
+    (('A100',), ('A40',), ())
+    """
+    return tuple(word for word in re.split(r"[\s-]+", device) if word in ("A40", "A100"))
+
+
 def accuracies(models: Iterable[str], runs: pd.DataFrame, *, cost: str) -> pd.DataFrame:
     """Published accuracies of the runs' networks that have a value on a cost axis: label, cost, top1 (fraction), method, source.
 
@@ -72,8 +81,9 @@ def statement(card: str, model: str, table: pd.DataFrame) -> str:
     if "headline" in table:
         best = table.loc[table["headline"].idxmax()]
         parts.append(
-            f"Published for {model} on an {card}, batch {int(best['batch'])}: **{best['headline']:.3f}×**. It compares dense float32 weights in mixed precision "
-            f"(bf16 autocast) with a 2:4 network wholly in bf16. Against dense in the same bf16 the same data give **{best['matched']:.3f}×**."
+            f"Published for {model} on an {card}, batch {int(best['batch'])}: **{best['headline']:.3f}×**. It compares dense float32 weights "
+            "in mixed precision (bf16 autocast) with a 2:4 network wholly in bf16. "
+            f"Against dense in the same bf16 the same data give **{best['matched']:.3f}×**."
         )
     if card == "A100" and model == "ViT-B/16":
         parts.append(

@@ -98,7 +98,8 @@ def _queued(run: Run) -> None:
         )
     elif fits.empty:
         running = ", ".join(sorted(set(alive["device"])))
-        st.warning(f"Run {run.id} wants {run.wants} and the workers have {running}. Start one with `python -m starfish_lab worker --device {run.wants}`", icon=":material/power_off:")  # fmt: skip
+        command = f"python -m starfish_lab worker --device {run.wants}"
+        st.warning(f"Run {run.id} wants {run.wants} and the workers have {running}. Start one: `{command}`", icon=":material/power_off:")
     else:
         queue = state.store().runs(kind=None, status="queued")
         ahead = int((queue["id"] < run.id).sum())
@@ -125,7 +126,7 @@ def _events(run_id: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     events = state.store().events(run_id)
     losses = events[events["name"] == "loss"].rename(columns={"value": "loss"})[["step", "loss"]]
     of_blocks = events[events["name"].str.fullmatch(r"block\.\d+")]
-    depths = of_blocks["name"].str.partition(".")[2].astype(int)
+    depths = of_blocks["name"].str.removeprefix("block.").astype(int)
     return losses, of_blocks.assign(depth=depths).rename(columns={"value": "loss"})[["step", "depth", "loss"]]
 
 
@@ -152,9 +153,8 @@ def _why(run: Run) -> None:
         st.error(f"Run {run.id} stopped: {run.error}", icon=":material/error:")
     elif run.status == "cancelled":
         where = f" during '{STAGES.get(run.stage, run.stage).lower()}'" if run.stage else " before it began"
-        st.warning(
-            f"Run {run.id} was cancelled{where}{f', at step {run.step} of {run.steps}' if run.steps else ''}. Nothing of it is kept but its figures."
-        )
+        how_far = f", at {run.step} of {run.steps}" if run.steps else ""
+        st.warning(f"Run {run.id} was cancelled{where}{how_far}. Nothing of it is kept but its figures.", icon=":material/stop_circle:")
     else:
         st.info(f"Run {run.id} timed a network; its figures are under Latency.", icon=":material/timer:")
 
@@ -186,12 +186,8 @@ def _done(run: Run) -> None:
             if accuracy.empty:
                 st.info("These images have no labels, so there is no accuracy. The drift of the blocks says how much changed.")
             else:
-                frame.chart(
-                    healing.accuracy_by_stage(accuracy, dark=dark, keep=run.id),
-                    key=f"run_{run.id}_accuracy",
-                    caption=CAPTIONS["accuracy"],
-                    data=accuracy,
-                )
+                fig = healing.accuracy_by_stage(accuracy, dark=dark, keep=run.id)
+                frame.chart(fig, key=f"run_{run.id}_accuracy", caption=CAPTIONS["accuracy"], data=accuracy)
                 st.markdown(_verdicts(report.frame("comparisons")))
         with right:
             shown = drift.over_depth(drifted, dark=dark, keep=run.id)

@@ -127,11 +127,11 @@ def worker(arguments: argparse.Namespace) -> None:
     main(["--device", arguments.device])
 
 
-def app(arguments: argparse.Namespace) -> None:
+def app(arguments: argparse.Namespace) -> int:
     """The browser app and its workers; Ctrl-C stops both."""
     from starfish_lab.jobs.launcher import launch
 
-    launch(port=arguments.port, devices=settings.DEVICES())
+    return launch(port=arguments.port)
 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:
@@ -213,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     command(recipe, takes_recipe=True)
     command(train_starter).add_argument("--to", default=str(settings.ASSETS / "starter"), help="folder to write to")
     command(worker).add_argument("--device", default="auto")
-    command(app).add_argument("--port", type=int, default=int(settings.PORT()))
+    command(app).add_argument("--port", type=int, help="port of the pages; without it, the setting")
     return parser
 
 
@@ -232,9 +232,9 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(result, pd.DataFrame):
         # through pandas, so that NaN becomes null and arrays become lists
         print(json.dumps(json.loads(result.to_json(orient="records")), indent=2) if arguments.json else result.to_string(index=False))
-    elif result is not None:
+    elif isinstance(result, str):
         print(result)
-    return 0
+    return result if isinstance(result, int) else 0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from starfish_lab.errors import LabError
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -30,6 +32,15 @@ KIT = Setting("STARFISH_LAB_KIT", "../shared/kit", "real weights and images that
 REQUIRE_BROWSER = Setting("STARFISH_LAB_REQUIRE_BROWSER", "", "any value: the browser test fails where no Chromium is, instead of being skipped")
 
 ALL = (HOME, DATABASE_URL, DEVICES, THREADS, TEACHER_MEMORY_GB, PORT, KIT, REQUIRE_BROWSER)
+
+
+def number(setting: Setting, kind: type = int) -> float:
+    """A setting's value as a number. Raises LabError where it is none."""
+    try:
+        return kind(setting())
+    except ValueError:
+        raise LabError(f"{setting.name} is '{setting()}': expected a number, such as {setting.default}.") from None
+
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "assets"

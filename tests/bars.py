@@ -80,18 +80,14 @@ def pages() -> None:
     """Server milliseconds of a rerun of every page with 1,000 runs in the store, and of Compare with 20 chosen."""
     with tempfile.TemporaryDirectory() as home:
         os.environ["STARFISH_LAB_HOME"] = home
-        from conftest import fill_store
-        from streamlit.testing.v1 import AppTest
+        import synthetic
 
         from starfish_lab.store import Store
 
-        ids = fill_store(Store(), 1000)
+        store = Store()
+        ids = [synthetic.done(store, healed=0.5 + 0.0004 * i, name=f"run {i}", sparsity=0.5 + 0.0004 * i) for i in range(1000)]
         for page in ("explore", "spectra", "prune_and_heal", "runs", "compare", "latency"):
-            app = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=60)
-            if page == "compare":
-                app.query_params["runs"] = ",".join(str(i) for i in ids[:20])
-            app.run()
-            app.switch_page(f"views/{page}.py").run()
+            app = synthetic.open_page(page, **({"runs": ",".join(map(str, ids[:20]))} if page == "compare" else {}))
             times = []
             for _ in range(10):
                 started = time.perf_counter()

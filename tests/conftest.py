@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from pathlib import Path
 
-import pytest
+# Networks this small run faster on one thread, and threads of several tests do not crowd each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -60,3 +65,21 @@ def tiny_convnext():
     torch.manual_seed(0)
     module = ConvNeXt(num_classes=10, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), use_grn=True, ls_init_value=None).eval()
     return wrap(module, name="tiny_convnext", num_classes=10, preprocessing=Preprocessing(input_size=(3, 64, 64)))
+
+
+def chromium() -> str | None:
+    """Path of a Chromium that Playwright can drive, or None."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--screenshots", type=Path, default=None, help="folder to keep the browser test's pictures in")
+
+
+@pytest.fixture
+def screenshots(request):
+    """The folder for pictures, or None where none was asked for."""
+    folder = request.config.getoption("--screenshots")
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 from dataclasses import replace
+
+import numpy as np
 
 from starfish_lab.measure.accuracy import wilson
 from starfish_lab.recipe import HealingChoice, PruningChoice, Recipe
@@ -34,8 +38,8 @@ def report(*, healed: float = TOP1["healed"], device: str = "Test CPU", speedup:
             macs_g=MACS_G["dense"], macs_g_effective=MACS_G[stage],
         )])  # fmt: skip
     found.add("comparisons", [
-        dict(first="dense", second="healed", difference_pp=-0.4, p_value=0.5, resolved=False, images=IMAGES, verdict=f"not resolved with n = {IMAGES}"),
-        dict(first="pruned", second="healed", difference_pp=67.0, p_value=1e-9, resolved=True, images=IMAGES, verdict=f"67.0 pp higher (n = {IMAGES})"),
+        dict(first="dense", second="healed", difference_pp=-0.4, p_value=0.5, resolved=False, images=IMAGES, verdict="not resolved with n = 540"),
+        dict(first="pruned", second="healed", difference_pp=67.0, p_value=1e-9, resolved=True, images=IMAGES, verdict="67.0 pp higher (n = 540)"),
     ])  # fmt: skip
     for stage, scale in (("pruned", 0.4), ("healed", 0.02)):
         for depth in range(DEPTH):
@@ -60,7 +64,8 @@ def report(*, healed: float = TOP1["healed"], device: str = "Test CPU", speedup:
                 else dict.fromkeys(("speedup", "speedup_low", "speedup_high"))
             )
             found.add("latency", [dict(
-                stage=stage, batch=batch, scenario="single" if batch == 1 else "offline", latency_ms_p50=ms / factor, latency_ms_p90=1.1 * ms, latency_ms_p99=1.3 * ms,
+                stage=stage, batch=batch, scenario="single" if batch == 1 else "offline",
+                latency_ms_p50=ms / factor, latency_ms_p90=1.1 * ms, latency_ms_p99=1.3 * ms,
                 images_per_s=rate, images_per_s_low=0.98 * rate, images_per_s_high=1.02 * rate, **known, iterations=200,
                 execution="dense" if stage == "dense" else "sliced" if sliced else "masked", dtype="float32", device="cpu", device_name=device,
                 fingerprint="0123456789ab", threads=2, note="" if stage == "dense" or sliced else "mask only: no speed-up expected",
@@ -99,3 +104,56 @@ def latency_run(store: Store, **options: object) -> int:
     found = report(**options)
     store.finish(run, Report({name: found.tables[name] for name in ("totals", "latency", "layers", "seconds")}))
     return run
+
+
+def open_page(page: str, **query: object):
+    """A page in a browser without a browser, after its first run with this address."""
+    from conftest import ROOT
+    from streamlit.testing.v1 import AppTest
+
+    app = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=30)
+    for name, value in query.items():
+        app.query_params[name] = str(value)
+    app.switch_page(f"views/{page}.py")
+    return app.run()
+
+
+def charts(app) -> dict[str, dict]:
+    """{title: figure} of every chart on a page, as the browser gets them; arrays decoded."""
+    return {spec["layout"]["title"]["text"]: spec for spec in (_decoded(json.loads(chart.proto.spec)) for chart in app.get("plotly_chart"))}
+
+
+def traces(figure: dict) -> dict[str, dict]:
+    """{name: trace} of a figure."""
+    return {trace.get("name", ""): trace for trace in figure["data"]}
+
+
+def said(app) -> str:
+    """All the words on a page outside tables, charts and buttons."""
+    kinds = ("markdown", "caption", "info", "warning", "error", "subheader")
+    return "\n".join(str(element.value) for kind in kinds for element in getattr(app, kind))
+
+
+def button(app, label: str):
+    """The button with this label; fails where there is none."""
+    return next(found for found in app.button if found.label == label)
+
+
+def labels(app) -> list[str]:
+    """Labels of the buttons on a page."""
+    return [found.label for found in app.button]
+
+
+def unharmed(app) -> bool:
+    """No traceback and no unexpected error."""
+    return not app.exception and not any("did not expect" in error.value for error in app.error)
+
+
+def _decoded(value):
+    """Plotly sends numpy arrays as base64: back to lists."""
+    if isinstance(value, dict) and "bdata" in value:
+        array = np.frombuffer(base64.b64decode(value["bdata"]), dtype=value["dtype"])
+        return array.reshape([int(n) for n in str(value["shape"]).split(",")]).tolist() if "shape" in value else array.tolist()
+    if isinstance(value, dict):
+        return {key: _decoded(item) for key, item in value.items()}
+    return [_decoded(item) for item in value] if isinstance(value, list) else value

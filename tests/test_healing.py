@@ -321,7 +321,7 @@ def test_clear_refusals(tiny_vit, monkeypatch):
     refused(ImagesError, "no calibration images", images=images[:0])
     refused(ImagesError, r"\(3, 32, 32\)", images=images[:, :, :16])
     refused(ImagesError, "uint8", images=(images * 0).to(torch.uint8))
-    refused(ImagesError, "3 labels for 11", labels=torch.zeros(3, dtype=torch.long))
+    refused(ImagesError, "3 labels for 11", choice=choose("cross_entropy"), labels=torch.zeros(3, dtype=torch.long))
     refused(RecipeError, "needs labels", choice=choose("cross_entropy"))
     refused(ImagesError, "classes 0 to 9", choice=choose("cross_entropy"), labels=torch.arange(11))
     refused(RecipeError, "Its options: temperature", choice=choose("logit_distillation", options={"heat": 1}))

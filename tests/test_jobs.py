@@ -295,6 +295,21 @@ def test_run_here(store, kind, monkeypatch):
     assert worker.run_here(store, Recipe()).status == "cancelled"
 
 
+def test_threads_are_set_or_refused_in_words(monkeypatch):
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setenv("STARFISH_LAB_THREADS", "3")
+        worker._prepare()
+        assert torch.get_num_threads() == 3
+        monkeypatch.setenv("STARFISH_LAB_THREADS", "many")
+        with pytest.raises(LabError, match="THREADS is 'many'"):
+            worker._prepare()
+    finally:
+        torch.set_num_threads(before)
+
+
 STEPS = """
     import json, sys, time
     from starfish_lab.jobs import worker

@@ -27,6 +27,7 @@ def budget(layers: pd.DataFrame, *, measure: str = "weights", selected: str = ""
     places = theme.layer_axis(fig, layers, dark=dark)
     lost, stays = _parts(layers, measure)
     hover = _hover(layers, rule)
+    hatch = {"shape": "/", "fillmode": "overlay", "fgcolor": theme.paper(dark), "fgopacity": 0.4, "size": 7, "solidity": 0.2} if rule else {}
     for kind, name in theme.KIND_NAMES.items():
         mask = layers["kind"].eq(kind).to_numpy()
         if not mask.any():
@@ -36,7 +37,7 @@ def budget(layers: pd.DataFrame, *, measure: str = "weights", selected: str = ""
         fig.add_bar(
             x=[places[layer] for layer in rows["layer"]], y=lost[mask], name=f"{name}, lost", customdata=rows["layer"], hovertext=hover[mask],
             hovertemplate="%{hovertext}<extra></extra>", unselected={"marker": {"opacity": 1}},
-            marker={"color": colour, "pattern": {"shape": "/" if rule else "", "solidity": 0.35}},
+            marker={"color": colour, "pattern": hatch},
         )  # fmt: skip
     if whole is not None:
         fig.add_bar(
@@ -57,8 +58,9 @@ def budget(layers: pd.DataFrame, *, measure: str = "weights", selected: str = ""
         edge = {"color": theme.ink(dark), "width": 2}
         top = 100 if measure == "share" else (lost + stays)[layers["layer"].eq(selected).to_numpy()][0]
         fig.add_shape(type="rect", x0=places[selected] - 0.46, x1=places[selected] + 0.46, y0=0, y1=top, line=edge)
-    fig.update_layout(barmode="stack", legend_traceorder="normal")
-    return fig
+    fig.update_xaxes(fixedrange=True)
+    fig.update_yaxes(fixedrange=True)
+    return fig.update_layout(barmode="stack", legend_traceorder="normal")
 
 
 def finding(layers: pd.DataFrame) -> str:

@@ -81,7 +81,7 @@ def by_run(
     fig.update_layout(
         coloraxis={
             "colorscale": theme.sequential(dark), "cmin": 0, "cmax": largest,
-            "colorbar": {"title": {"text": METRICS[metric][1], "side": "right"}, "thickness": 12, "outlinewidth": 0},
+            "colorbar": {"title": {"text": METRICS[metric][0], "side": "right"}, "thickness": 12, "outlinewidth": 0},
         },
     )  # fmt: skip
     fig.update_xaxes(title_text="Block, by depth", dtick=1 if len(depths) <= 24 else 4, showgrid=False)
@@ -92,6 +92,6 @@ def by_run(
 def _runs_title(rows: pd.DataFrame, labels: dict[int, str]) -> str:
     final = rows[rows["stage"] == ("healed" if "healed" in set(rows["stage"]) else "pruned")] if len(rows) else rows
     means = final.groupby("run")["distance"].mean() if len(final) else pd.Series(dtype=float)
-    if len(means) < 2:
+    if len(means) < 2 or means.max() - means.min() < 0.01 * means.max():
         return "Where do the chosen runs drift?"
     return f"Run {means.idxmin()} stays closest to dense, run {means.idxmax()} drifts most"

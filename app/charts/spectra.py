@@ -83,9 +83,9 @@ def spectrum(row: pd.Series, *, dark: bool = False, control: bool = False, heigh
         )  # fmt: skip
     low, high = np.log10([edges[0], max(edges[-1], 1.1 * upper)])
     ticks = _ticks(low, high)
-    fig.update_xaxes(type="log", range=[low - 0.02, high + 0.04], tickvals=ticks, ticktext=[theme.number(tick) for tick in ticks])
+    fig.update_xaxes(type="log", range=[low - 0.02, high + 0.04], tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
     fig.update_yaxes(range=[0, 1.06 * max([*counts, *y])])
-    return fig.update_layout(bargap=0, margin={"t": 88}, legend={"y": 1.08})
+    return fig.update_layout(bargap=0, margin={"t": 80}, legend={"y": 1.07})
 
 
 def density(row: pd.Series, points: int = 160) -> tuple[np.ndarray, np.ndarray]:
@@ -172,23 +172,26 @@ def _span(shown: pd.DataFrame) -> list[float]:
 
 
 def heatmap(table: pd.DataFrame, value: str = "spikes", *, dark: bool = False) -> go.Figure:
-    """One figure of every matrix: roles from top to bottom, depth from left to right. Cells carry (layer, part); × marks 'MP does not describe it'."""
+    """One figure of every matrix: roles from top to bottom, depth from left to right.
+
+    Cells carry (layer, part, verdict) as customdata; × marks those that the law does not describe.
+    """
     rows = add_role(table[table["depth"] >= 0])
     label, unit, form = VALUES[value]
     order = roles(rows)
     cells = rows.pivot_table(index="role", columns="depth", values=value, aggfunc="first").reindex(order)
-    poor = rows.pivot_table(index="role", columns="depth", values="applies", aggfunc="first").reindex(order)
+    poor = rows.assign(poor=~rows["applies"].astype(bool)).pivot_table(index="role", columns="depth", values="poor", aggfunc="first").reindex(order)
     layers = rows.drop_duplicates(["role", "depth"]).set_index(["role", "depth"])[["layer", "part", "verdict"]]
     custom = [[list(layers.loc[(role, depth)]) if (role, depth) in layers.index else ["", "", ""] for depth in cells.columns] for role in order]
     fig = theme.figure(_heat_title(rows, value, label), dark=dark, height=120 + 36 * len(order), x="Block, by depth", keep=value)
     fig.add_heatmap(
         z=cells.to_numpy(float), x=list(cells.columns), y=order, customdata=custom, colorscale=theme.sequential(dark), xgap=2, ygap=2, zmin=0,
-        text=np.where(poor.eq(False).to_numpy(), "×", ""), texttemplate="%{text}",
+        text=_cell_texts(cells, poor, form), texttemplate="%{text}", textfont={"size": 11},
         colorbar={"title": {"text": unit, "side": "right", "font": {"size": 12}}, "thickness": 12, "outlinewidth": 0, "len": 1.0},
         hovertemplate=f"%{{y}} of block %{{x}}<br>{label} %{{z:{form}}}<br>%{{customdata[2]}}<extra></extra>", hoverongaps=False,
     )  # fmt: skip
-    fig.update_xaxes(showgrid=False, dtick=1 if len(cells.columns) <= 24 else 2)
-    fig.update_yaxes(showgrid=False, autorange="reversed", type="category")
+    fig.update_xaxes(showgrid=False, fixedrange=True, dtick=1 if len(cells.columns) <= 24 else 2)
+    fig.update_yaxes(showgrid=False, fixedrange=True, autorange="reversed", type="category")
     return fig
 
 
@@ -217,6 +220,15 @@ def _heat_title(rows: pd.DataFrame, value: str, label: str) -> str:
     if value == "spikes":
         return f"Most spikes: {int(most[value])} in {name(most)}"
     return f"Largest {label}: {theme.number(float(most[value]))} in {name(most)}"
+
+
+def _cell_texts(cells: pd.DataFrame, poor: pd.DataFrame, form: str) -> list[list[str]]:
+    """Figures where there is room for them, and × where the law does not hold."""
+    room = len(cells.columns) <= 12
+    return [
+        [(f"{value:{form}}" if room and value == value else "") + ("×" if crossed == 1 else "") for value, crossed in zip(*pair)]
+        for pair in zip(cells.to_numpy(float), poor.to_numpy(float))
+    ]
 
 
 def _bulk(row: pd.Series) -> tuple[float, float]:

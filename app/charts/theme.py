@@ -96,7 +96,7 @@ def template(dark: bool = False) -> go.layout.Template:
         colorscale={"sequential": sequential(dark)},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 8, "r": 12, "t": 76, "b": 8},
+        margin={"l": 8, "r": 12, "t": 66, "b": 8},
         xaxis=axis,
         yaxis=axis,
         hoverlabel={"font": {"family": FONT, "size": 13, "color": _INK[dark]}, "bgcolor": _PAPER[dark], "bordercolor": _QUIET[dark], "align": "left"},
@@ -188,3 +188,8 @@ def count(value: float) -> str:
 def percent(fraction: float | None, digits: int = 1) -> str:
     """A fraction as percent: 0.9 → '90.0 %'."""
     return "–" if fraction is None or not math.isfinite(fraction) else f"{100 * fraction:.{digits}f} %"
+
+
+def sentence(text: str) -> str:
+    """The text with a capital in front; the rest stays: 'noise with 2 spikes' → 'Noise with 2 spikes'."""
+    return text[:1].upper() + text[1:]

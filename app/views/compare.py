@@ -34,7 +34,7 @@ def choose(done: pd.DataFrame) -> pd.DataFrame:
         state.put("runs", [run for run in wanted if run in by_id][:MOST])
     st.multiselect(
         "Runs", list(by_id), format_func=lambda run: results.short(by_id[run]) if run in by_id else str(run), max_selections=MOST,
-        placeholder="Choose finished runs", **state.tie_value("runs", ()) | _tied_ids(),
+        placeholder="Choose finished runs", **_tied_ids(),
     )  # fmt: skip
     return done.set_index("id", drop=False).loc[list(state.ids("runs"))]
 
@@ -54,11 +54,8 @@ def against_cost(runs: pd.DataFrame) -> None:
             "Cost", list(charts.COSTS), format_func=lambda name: charts.COSTS[name][0], required=True, **_one_of("cost", "macs_g", charts.COSTS)
         )
         models = runs["model"].unique()
-        literature = st.toggle(
-            "Published figures",
-            help="Of the same network, hollow, each with its source. They were measured by others, on their images.",
-            **state.tie_value("published", False),
-        )
+        hint = "Of the same network, hollow, each with its source. Others measured them, on their images."
+        literature = st.toggle("Published figures", help=hint, **state.tie_value("published", False))
     store = state.store()
     points = results.points(runs, cost=cost, latency=store.table(ids, "latency"), seconds=store.table(ids, "seconds"))
     figures = published.accuracies(models, runs, cost=cost) if literature else None
@@ -96,13 +93,9 @@ def drift_over_depth(runs: pd.DataFrame) -> None:
         st.info("The chosen runs have no drift.")
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        metric = st.segmented_control(
-            "Drift as",
-            list(drift.METRICS),
-            format_func=lambda name: drift.METRICS[name][0],
-            required=True,
-            **_one_of("drift_as", "cosine_distance", drift.METRICS),
-        )
+        names = list(drift.METRICS)
+        tied = _one_of("drift_as", names[0], names)
+        metric = st.segmented_control("Drift as", names, format_func=lambda name: drift.METRICS[name][0], required=True, **tied)
         groups = ["all", *(group for group in ("class", "patch") if group in set(rows["tokens"]))]
         tokens = st.segmented_control("Tokens", groups, format_func=drift.TOKENS.get, required=True, **_one_of("tokens", "all", groups))
     labels = {int(row["id"]): f"run {row['id']}" for row in runs.to_dict("records")}
@@ -118,9 +111,8 @@ def _one_of(name: str, default: str, allowed) -> dict[str, object]:
 
 def details(runs: pd.DataFrame) -> None:
     """Tables, each read only when asked for."""
-    wanted = st.segmented_control(
-        "Tables", ["What differs", "Accuracy", "Layers", "Latency", "Time spent"], default="What differs", key="compare_tables"
-    )
+    names = ["What differs", "Accuracy", "Layers", "Latency", "Time spent"]
+    wanted = st.segmented_control("Tables", names, default=names[0], key="compare_tables")
     ids, store = list(runs["id"]), state.store()
     if wanted == "What differs":
         table = results.differences({run: store.run(run).recipe for run in ids})
@@ -136,7 +128,7 @@ def details(runs: pd.DataFrame) -> None:
             frame.table(accuracy, key="accuracy", column_config=_PERCENT)
         if len(pairs):
             frame.table(pairs, key="verdicts", column_config=_VERDICTS)
-            st.caption("Exact McNemar test on the images both stages answered. It compares stages of one run; between runs, look at the intervals.")
+            st.caption("Exact McNemar test on the images both stages answered. It compares stages of one run; between runs, see the intervals.")
     elif wanted:
         frame.table(
             store.table(ids, {"Layers": "layers", "Latency": "latency", "Time spent": "seconds"}[wanted]), key=wanted.lower().replace(" ", "_")

@@ -106,8 +106,8 @@ def _spectrum(profile: Profile, selected: str) -> None:
         spectra.spectrum(row, dark=frame.dark()),
         key="spectrum",
         controls=lambda: len(parts) > 1 and _switch("Part", parts, "part"),
-        caption=f"**{row['verdict']}.** Inside the shaded bulk the matrix looks like noise; spikes beyond the edge are what it learned. "
-        "It does not say which single weights matter.",
+        caption=f"**{theme.sentence(row['verdict'])}.** Inside the shaded bulk the matrix looks like noise; spikes beyond the edge are what it "
+        "learned. It does not say which single weights matter.",
     )
 
 
@@ -159,7 +159,8 @@ def _details(predicted: WhatIf) -> None:
         frame.table(
             predicted.layers, key="layers",
             column_config={
-                "layer": "Layer", "block": None, "depth": "Block", "kind": "Kind", "weights": st.column_config.NumberColumn("Weights", format="localized"),
+                "layer": "Layer", "block": None, "depth": "Block", "kind": "Kind",
+                "weights": st.column_config.NumberColumn("Weights", format="localized"),
                 "removed": st.column_config.NumberColumn("Lost", format="localized"),
                 "sparsity": st.column_config.ProgressColumn("Share lost", min_value=0, max_value=1, format="percent"),
                 "macs_g": st.column_config.NumberColumn("MACs (G)", format="%.3g"),

@@ -22,10 +22,11 @@ MACS = (
     "On the dashed line a network is as much faster as it has fewer multiply-adds; on 1 it is as fast as dense. "
     "It shows this machine at this batch size, not others."
 )
+_number = st.column_config.NumberColumn
 COLUMNS = {
-    "run": st.column_config.NumberColumn("Run", width="small"), "stage": "Stage", "execution": "Execution", "batch": st.column_config.NumberColumn("Batch"),
-    "latency_ms_p50": st.column_config.NumberColumn("p50 (ms)", format="%.3g"), "latency_ms_p90": st.column_config.NumberColumn("p90 (ms)", format="%.3g"),
-    "latency_ms_p99": st.column_config.NumberColumn("p99 (ms)", format="%.3g"), "images_per_s": st.column_config.NumberColumn("Images/s", format="%.4g"),
+    "run": _number("Run", width="small"), "stage": "Stage", "execution": "Execution", "batch": _number("Batch"),
+    "latency_ms_p50": _number("p50 (ms)", format="%.3g"), "latency_ms_p90": _number("p90 (ms)", format="%.3g"),
+    "latency_ms_p99": _number("p99 (ms)", format="%.3g"), "images_per_s": _number("Images/s", format="%.4g"),
     "faster": st.column_config.TextColumn("Speed-up (×)", help="Over dense, with its 95 % interval; both were timed in turns in one process."),
     "dtype": "Precision", "threads": "Threads", "iterations": "Iterations", "note": "Note",
 }  # fmt: skip
@@ -40,14 +41,15 @@ def measured(url: str, ids: tuple[int, ...]) -> pd.DataFrame:
 def pick(timings: pd.DataFrame, published_rows: pd.DataFrame) -> tuple[str, str]:
     """Card and network. Measured machines first, then those of the literature."""
     here = list(dict.fromkeys(timings["device_name"])) if len(timings) else []
-    cards = [*here, *(gpu for gpu in sorted(published_rows["gpu"].unique()) if gpu not in here)]
+    covered = {gpu for name in here for gpu in published.cards(name)}
+    cards = [*here, *(gpu for gpu in sorted(published_rows["gpu"].unique()) if gpu not in covered)]
     with st.container(horizontal=True, vertical_alignment="bottom"):
         card = st.selectbox(
             "Machine", cards, format_func=lambda name: name if name in here else f"{name} (literature)", **_one_of("card", cards[0], cards)
         )
         models = list(dict.fromkeys([
             *(timings.loc[timings["device_name"] == card, "model"] if len(timings) else ()),
-            *sorted(published_rows.loc[published_rows["gpu"] == card, "model"].unique()),
+            *sorted(published_rows.loc[published_rows["gpu"].isin(published.cards(card)), "model"].unique()),
         ]))  # fmt: skip
         wanted = (state.choice().model, *published.names(state.choice().model), "ViT-B/16")
         usual = next((model for model in wanted if model in models), models[0])
@@ -65,16 +67,8 @@ def sweep(rows: pd.DataFrame, hollow: pd.DataFrame, card: str, model: str) -> No
         runs = [int(run) for run in rows["run"].unique()]
         wanted = [run for run in state.ids("timed") if run in runs] or runs[:1]
         if len(runs) > 1:
-            key = "timed_runs"
-            st.session_state[key] = wanted
-            st.multiselect(
-                "Runs",
-                runs,
-                format_func=lambda run: f"run {run}",
-                key=key,
-                max_selections=4,
-                on_change=lambda: state.put("timed", st.session_state[key]),
-            )
+            tied = _tied("timed_runs", wanted, "timed")
+            st.multiselect("Runs", runs, format_func=lambda run: f"run {run}", max_selections=4, **tied)
         rows = rows[rows["run"].isin(wanted)]
     fig = charts.batch_sweep(rows, hollow, device=card, dark=frame.dark(), keep=f"{card} {model}")
     frame.chart(fig, key="batch_sweep", caption=SWEEP, data=pd.concat([rows, hollow]))
@@ -126,6 +120,13 @@ def _one_of(name: str, default, allowed) -> dict[str, object]:
     return state.tie_value(name, default)
 
 
+def _tied(key: str, shown, name: str, default=None) -> dict[str, object]:
+    """Tie a choice of several numbers to the page's own value `name`."""
+    if st.session_state.get(key) != list(shown):
+        st.session_state[key] = list(shown)
+    return {"key": key, "on_change": lambda: state.put(name, st.session_state[key], default=default)}
+
+
 def measure() -> None:
     """The button, and how far a measurement is."""
     if waiting := state.get("timing", 0):
@@ -135,17 +136,10 @@ def measure() -> None:
             state.put("timing", None)
         else:
             st.fragment(_timing, run_every="1s" if run.active else None)(run.id)
-    words = state.get("batches", (1, 8, 32), allowed=None)
+    words = state.get("batches", (1, 8, 32))
     sizes = tuple(int(word) for word in words if str(word).isdigit() and int(word) in BATCHES) or (1, 8, 32)
     with frame.actions():
-        chosen = st.pills(
-            "Batch sizes",
-            BATCHES,
-            selection_mode="multi",
-            default=sizes,
-            key="batch_sizes",
-            on_change=lambda: state.put("batches", st.session_state["batch_sizes"], default=[1, 8, 32]),
-        )
+        chosen = st.pills("Batch sizes", BATCHES, selection_mode="multi", **_tied("batch_sizes", sizes, "batches", [1, 8, 32]))
         recipe = launch.current()
         pressed = st.button(
             "Measure latency", type="primary", icon=":material/timer:", key="measure", disabled=not chosen,
@@ -181,7 +175,7 @@ if len(timings):
 hollow = literature.latencies()
 card, model = pick(timings, hollow)
 ours = timings[(timings["device_name"] == card) & (timings["model"] == model)] if len(timings) else timings
-theirs = hollow[(hollow["gpu"] == card) & (hollow["model"].isin([model, *published.names(model)]))]
+theirs = hollow[hollow["gpu"].isin(published.cards(card)) & (hollow["model"].isin([model, *published.names(model)]))]
 sweep(ours, theirs, card, model)
 measure()
 against_macs(ours, done)

@@ -7,14 +7,14 @@ import time
 import pandas as pd
 import streamlit as st
 
-from app import frame, launch, profiles, results, state
+from app import frame, launch, profiles, state
 from app.charts import runs as charts
 from starfish_lab.errors import StoreError
 
 SHOWN = 200  # rows in the browser at once
 KNOWN = 1000  # newest runs that the filters look through
 STATUSES = ("queued", "running", "done", "failed", "cancelled")
-BARS = "Dense, pruned, healed"
+BARS = "Accuracy"
 
 
 def listed(runs: pd.DataFrame) -> pd.DataFrame:
@@ -44,7 +44,7 @@ COLUMNS = {
     "Dense (%)": st.column_config.NumberColumn(format="%.1f", help="Top-1 accuracy of the dense network."),
     "Pruned (%)": st.column_config.NumberColumn(format="%.1f", help="Top-1 accuracy after pruning, before healing."),
     "Healed (%)": st.column_config.NumberColumn(format="%.1f", help="Top-1 accuracy after healing."),
-    BARS: st.column_config.BarChartColumn(y_min=0, y_max=100, width="small", help="Top-1 accuracy, 0 to 100 %."),
+    BARS: st.column_config.BarChartColumn(y_min=0, y_max=100, width="small", help="Top-1 accuracy of dense, pruned and healed, 0 to 100 %."),
     "Seconds": st.column_config.NumberColumn(format="%.0f", help="Of all stages; of a running one, so far."),
     "Started": st.column_config.DatetimeColumn("Submitted", format="distance"),
     "From": st.column_config.NumberColumn(help="The run it was cloned from."),
@@ -86,7 +86,7 @@ def table(runs: pd.DataFrame) -> None:
 
     selected = [ids.index(run) for run in chosen if run in ids]
     frame.table(
-        listed(shown), key=key, on_select=choose, selection_mode="multi-row", height=min(560, 38 + 35 * max(len(shown), 3)),
+        listed(shown), placeholder="–", key=key, on_select=choose, selection_mode="multi-row", height=min(560, 38 + 35 * max(len(shown), 3)),
         selection_default={"selection": {"rows": selected, "columns": [], "cells": []}}, column_config=COLUMNS,
     )  # fmt: skip
     whole = f"{len(runs)} runs" if len(runs) < KNOWN else f"more than {KNOWN:,} runs"

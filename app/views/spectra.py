@@ -17,6 +17,7 @@ VALUES = {
     "stable_rank": "Stable rank",
     "fit_error": "Fit error",
 }
+NARROW = 8  # blocks, up to which the grid leaves room beside it
 FIRST = ("fc1", "fc2", "q", "k", "v", "proj")  # kinds that get a place in the grid first
 CONTROL_HELP = "The same entries in random order: what is left of the spectrum when only the sizes of the weights count."
 COLUMNS = {
@@ -49,12 +50,20 @@ def page() -> None:
         return
     selected = _selected(inside, kinds)
     with st.container(key="pair"):
-        left, right = st.columns([3, 2], gap="medium")
-        with left:
+        if inside["depth"].nunique() > NARROW:
             _grid(inside, kinds, selected)
-        with right:
-            _enlarged(inside, selected, whose)
-    _over_depth(table, selected)
+            left, right = st.columns(2, gap="medium")
+            with left:
+                _enlarged(inside, selected, whose)
+            with right:
+                _over_depth(table, selected)
+        else:
+            left, right = st.columns([3, 2], gap="medium")
+            with left:
+                _grid(inside, kinds, selected)
+            with right:
+                _enlarged(inside, selected, whose)
+                _over_depth(table, selected)
     _table(table)
 
 
@@ -140,8 +149,8 @@ def _enlarged(inside: pd.DataFrame, selected: tuple[str, str], whose: str) -> No
         key="enlarged",
         controls=lambda: controlled and st.toggle("Randomised control", help=CONTROL_HELP, **state.tie_value("control", False)),
         data=pd.DataFrame({"from": row["bin_edges"][:-1], "to": row["bin_edges"][1:], "eigenvalues": row["counts"]}) if row["counts"] else None,
-        caption=f"**{row['verdict']}** ({whose}). The line is what noise with the fitted σ = {theme.number(row['sigma'])} would give; right of the edge "
-        "stands what noise cannot explain. It does not say whether a spike matters for accuracy.",
+        caption=f"**{theme.sentence(row['verdict'])}** ({whose}). The line is what noise with the fitted σ = {theme.number(row['sigma'])} would give; "
+        "right of the edge stands what noise cannot explain. It does not say whether a spike matters for accuracy.",
     )
 
 
@@ -152,7 +161,7 @@ def _over_depth(table: pd.DataFrame, selected: tuple[str, str]) -> None:
         key="depth",
         select=True,
         controls=lambda: st.segmented_control(
-            "Cells show", list(VALUES), format_func=VALUES.get, required=True, **state.tie_value("value", "spikes")
+            "Cells show", list(VALUES), format_func=VALUES.get, required=True, label_visibility="collapsed", **state.tie_value("value", "spikes")
         ),
         caption="A cell is a matrix, its block from left to right; × marks one that the law does not describe, whose figures say little. "
         "Edges of differently wide layers are not comparable.",

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 import numpy as np
-import torch
 from torch import LongTensor
 
 from starfish_lab.data.classes import indices

@@ -79,6 +79,8 @@ def heal(
     RecipeError for options, masks or labels that do not, and when the loss is no longer a number.
     """
     reporter = reporter or Reporter()
+    if not METHODS.module(choice.method).NEEDS_LABELS:
+        labels = None
     _check(dense, student, masks, images, choice, labels)
     with _on(torch.device(device), dense.module, student.module) as device:
         session = Session(
@@ -88,7 +90,7 @@ def heal(
             labels=None if labels is None else labels.split(choice.batch_size),
             device=device,
             reporter=reporter,
-            teacher_memory=1e9 * (_teacher_memory_setting() if teacher_memory_gb is None else teacher_memory_gb),
+            teacher_memory=1e9 * (settings.number(settings.TEACHER_MEMORY_GB, float) if teacher_memory_gb is None else teacher_memory_gb),
         )
         student.module.load_state_dict(dense.module.state_dict())
         apply(student.module, masks)
@@ -212,13 +214,6 @@ def _check(dense: Network, student: Network, masks: Masks, images: Tensor, choic
         shape = student.module.get_submodule(name).weight.shape
         if mask.shape != shape:
             raise RecipeError(f"The mask of {name} has shape {tuple(mask.shape)}, its weight {tuple(shape)}. Make masks from this very network.")
-
-
-def _teacher_memory_setting() -> float:
-    try:
-        return float(settings.TEACHER_MEMORY_GB())
-    except ValueError:
-        raise LabError(f"{settings.TEACHER_MEMORY_GB.name} is '{settings.TEACHER_MEMORY_GB()}': expected a number of gigabytes, such as 4.") from None
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def launch(*, port: int | None = None, devices: str | None = None, open_browser:
     `devices` is 'auto' or a list such as 'cuda:0,cuda:1'; None asks the settings, as for the port. `app` is
     the module and its arguments that serve the pages. Raises LabError where the port is taken.
     """
-    port = port or int(settings.PORT())
+    port = port or settings.number(settings.PORT)
     _check_port(port)
     stop = threading.Event()
     for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):

@@ -219,8 +219,11 @@ def _prepare() -> None:
     import timm  # noqa: F401
     import torch
 
-    if int(settings.THREADS()):
-        torch.set_num_threads(int(settings.THREADS()))
+    threads = settings.THREADS()
+    if not threads.isdigit():
+        raise LabError(f"{settings.THREADS.name} is '{threads}': give a whole number of threads, or 0 for all cores.")
+    if int(threads):
+        torch.set_num_threads(int(threads))
 
 
 def _free_memory() -> None:

@@ -50,7 +50,8 @@ def state_dict_from(path: Path | str) -> dict[str, Tensor]:
         found = re.search(r"(?i:global):? (?:GLOBAL )?([\w.]+)", str(error))
         what = f"it asks for {found[1]}" if found else "it is damaged, or a pickle of something else"
         raise WeightsError(
-            f"{path.name} was refused: {what}, and only tensors are safe to open. Save the weights alone, as .safetensors or torch.save(model.state_dict())."
+            f"{path.name} was refused: {what}, and only tensors are safe to open. "
+            "Save the weights alone, as .safetensors or by torch.save(model.state_dict())."
         ) from None
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = re.split(r"\. |\n", str(error))[0] or "it is empty"

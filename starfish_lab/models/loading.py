@@ -85,7 +85,11 @@ def _pretrained(choice: ModelChoice) -> Network:
         raise
     except Exception as error:  # whatever the hub, the network or the disk raise: the person needs the way out, not the trace
         offline = constants.HF_HUB_OFFLINE
-        why = "no weights can be downloaded here" if offline else f"the download failed ({type(error).__name__}: {str(error).partition(chr(10))[0][:160]})"
+        why = (
+            "no weights can be downloaded here"
+            if offline
+            else f"the download failed ({type(error).__name__}: {str(error).partition(chr(10))[0][:160]})"
+        )
         raise WeightsError(
             f"The pretrained weights of {choice.name} are not on this machine and {why}. Give a local file (weights 'file' and its path), "
             "copy the Hugging Face cache from a machine that has them and set HF_HOME to it, or choose 'random' knowingly."
@@ -175,7 +179,9 @@ def _check_name(name: str) -> None:
     if tag and _family_of(base):
         raise WeightsError(f"timm has no weights '{tag}' of {base}. It has: {', '.join(supported_names(base + '.*')) or 'none'}.")
     if timm.is_model(base):
-        raise WeightsError(f"timm's {name} is of a family the lab does not support. Supported: {patterns}, where timm builds a plain network of that kind.")
+        raise WeightsError(
+            f"timm's {name} is of a family the lab does not support. Supported: {patterns}, where timm builds a plain network of that kind."
+        )
     close = difflib.get_close_matches(name, supported_names(), n=4, cutoff=0.5)
     meant = f" Close to it: {', '.join(close)}." if close else ""
     raise WeightsError(f"timm has no network '{name}'.{meant} Supported: {patterns}; `python -m starfish_lab models 'vit_*'` lists them.")

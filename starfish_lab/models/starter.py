@@ -57,7 +57,11 @@ def digits() -> tuple[list[Image.Image], LongTensor]:
 def split(seed: int) -> dict[str, list[int]]:
     """Indices of the images that train, that may calibrate, and that test."""
     order = np.random.default_rng(seed).permutation(1797).tolist()
-    return {"calibration": sorted(order[:CALIBRATION]), "test": sorted(order[CALIBRATION : CALIBRATION + TEST]), "train": sorted(order[CALIBRATION + TEST :])}
+    return {
+        "calibration": sorted(order[:CALIBRATION]),
+        "test": sorted(order[CALIBRATION : CALIBRATION + TEST]),
+        "train": sorted(order[CALIBRATION + TEST :]),
+    }
 
 
 def train_starter(folder: Path, *, epochs: int = 120, seed: int = 0, reporter: Reporter | None = None) -> dict[str, object]:
@@ -125,7 +129,9 @@ def _augmented(images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def _card(model: nn.Module, images: Tensor, labels: LongTensor, indices: dict[str, list[int]], *, epochs: int, seed: int, seconds: float) -> dict[str, object]:
+def _card(
+    model: nn.Module, images: Tensor, labels: LongTensor, indices: dict[str, list[int]], *, epochs: int, seed: int, seconds: float
+) -> dict[str, object]:
     import timm
 
     from starfish_lab.measure.accuracy import wilson
@@ -147,7 +153,7 @@ def _card(model: nn.Module, images: Tensor, labels: LongTensor, indices: dict[st
         "test_top1": correct / len(test),
         "test_interval_95": [low, high],
         "seconds": round(seconds, 1),
-        "hardware": _processor(),
+        "hardware": fingerprint("cpu")["cpu"],
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
     }

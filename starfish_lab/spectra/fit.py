@@ -17,12 +17,12 @@ ZERO = 1e-12  # of the largest eigenvalue: below this a Gram matrix in float64 h
 
 
 def chance(p: int) -> float:
-    """The fit error that p eigenvalues of pure noise stay under.
+    """The fit error that p eigenvalues of pure noise stay under, but for about one matrix in a thousand.
 
     Measured, not derived: eigenvalues repel each other, so Kolmogorov's tables (∝ 1/√p) do not hold. Over Gaussian
     matrices with n/p = 1, 2, 4, 9, 50 the error times p hardly depends on n/p and grows with ln p: its 99 % quantile
-    was 1.4, 1.9, 2.7, 2.9 at p = 8, 32, 128, 768. 1 + ½ ln p stays above; of 22,900 further matrices with
-    p = 8 … 384, fitted as below, none came past 0.96 of it.
+    was 1.4, 1.9, 2.7, 2.9 at p = 8, 32, 128, 768. 1 + ½ ln p stays above. Of 25,000 further matrices
+    with p = 8 … 768, fitted as below, none came past 0.96 of it; of 1,000 layers of untrained DeiT-S networks one did.
 
     >>> float(round(chance(64), 3))
     0.048

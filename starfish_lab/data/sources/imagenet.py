@@ -18,5 +18,7 @@ def listing(choice: ImagesChoice, role: str) -> Listing | None:
     found = by_folder(Path(path).expanduser())
     odd = sorted({label for label in found.labels or ["no sub-folders"] if not re.fullmatch(r"n\d{8}", label)})
     if role == "evaluation" and odd:
-        raise ImagesError(f"{path} is not laid out by WordNet id: it has {odd[0]} where n01440764 or the like is expected. Sort the images into such folders.")
+        raise ImagesError(
+            f"{path} is not laid out by WordNet id: it has {odd[0]} where n01440764 or the like is expected. Sort the images into such folders."
+        )
     return found

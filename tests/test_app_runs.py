@@ -1,0 +1,126 @@
+"""Runs: the table, its filters, what can be done with chosen runs, and how fast it stays."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import pytest
+import sqlalchemy as sa
+import synthetic
+from synthetic import button, charts, labels, open_page, said, unharmed
+
+from starfish_lab.store import Store
+from starfish_lab.store.schema import RUNS
+
+
+@pytest.fixture
+def store(lab_home):
+    return Store()
+
+
+def _table(app):
+    return app.dataframe[0].value
+
+
+def test_an_empty_store_says_what_to_do_and_has_the_button_for_it(store):
+    app = open_page("runs")
+    assert unharmed(app) and "No runs yet" in said(app)
+    button(app, "Go to Prune & heal").click().run()
+    assert unharmed(app) and "Prune & heal" in labels(app)
+
+
+def test_each_run_is_a_row_with_its_figures(store):
+    synthetic.done(store, name="first", owner="ada")
+    failed = store.submit(synthetic.recipe(method="cross_entropy"))
+    store.fail(failed, "No images.")
+    store.submit(synthetic.recipe(), kind="profile")
+    synthetic.latency_run(store)
+    synthetic.running(store)
+    table = _table(open_page("runs")).set_index("Run")
+    assert list(table.index) == [5, 4, 2, 1]  # newest first; profiles are no experiments
+    row = table.loc[1]
+    assert (row["Name"], row["Owner"], row["Status"], row["Model"]) == ("first", "ada", "done", "starter")
+    assert row["Healed (%)"] == pytest.approx(97.037, abs=1e-3) and row["Sparsity (%)"] == 90 and row["Of all (%)"] == 85
+    assert list(row["Accuracy"]) == pytest.approx([99.1, 30.0, 97.0]) and row["Seconds"] == pytest.approx(128)
+    assert table.loc[2, "Status"] == "failed" and table.loc[4, "Status"] == "timed" and table.loc[5, "Status"] == "heal 30/200"
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [({"status": "failed"}, [3]), ({"find": "SECOND"}, [2]), ({"find": "bob"}, [2]), ({"of_model": "other"}, []), ({}, [3, 2, 1])],
+    ids=str,
+)
+def test_filters_stand_in_the_link(store, query, expected):
+    synthetic.done(store, name="first")
+    synthetic.done(store, name="second", owner="bob")
+    store.fail(store.submit(synthetic.recipe()), "x")
+    app = open_page("runs", **query)
+    assert unharmed(app) and list(_table(app)["Run"]) == expected
+
+
+def test_chosen_runs_go_to_compare_without_those_that_are_not_done(store):
+    first, second = synthetic.done(store), synthetic.done(store, sparsity=0.5)
+    store.submit(synthetic.recipe())
+    app = open_page("runs", runs=f"{first},{second},3")
+    assert "3 chosen" in said(app) and "Cancel" in labels(app) and "Open" not in labels(app)
+    button(app, "Compare").click().run()
+    assert unharmed(app) and sorted(app.multiselect[0].value) == [first, second]
+
+
+def test_cancel_and_delete_do_what_they_say(store):
+    kept, gone = synthetic.done(store), store.submit(synthetic.recipe())
+    app = open_page("runs", runs=gone)
+    button(app, "Cancel").click().run()
+    assert store.run(gone).status == "cancelled"
+    button(app, "Delete for good").click().run()
+    assert unharmed(app) and list(store.runs()["id"]) == [kept] and list(_table(app)["Run"]) == [kept]
+
+
+def test_a_running_run_cannot_be_deleted(store):
+    run = synthetic.running(store)
+    assert "Delete for good" not in labels(open_page("runs", runs=run))
+
+
+def test_one_chosen_run_shows_its_family(store):
+    parent = synthetic.done(store)
+    child = synthetic.done(store, parent=parent, healed=0.98)
+    alone = synthetic.done(store)
+    (figure,) = charts(open_page("runs", runs=child)).values()
+    assert figure["layout"]["title"]["text"] == f"Run {child} and its 1 relatives"
+    assert figure["data"][1]["text"] == [str(parent), str(child)]
+    assert not charts(open_page("runs", runs=alone))
+
+
+def test_open_and_clone_lead_to_the_run(store):
+    run = synthetic.done(store, name="mine")
+    app = open_page("runs", runs=run)
+    button(app, "Open").click().run()
+    assert unharmed(app) and f"Run {run}: mine" in said(app)
+    app = open_page("runs", runs=run)
+    button(app, "Clone").click().run()
+    assert unharmed(app) and app.text_input(key="value.name").value == "mine"
+
+
+def test_nonsense_in_the_link_leaves_the_page_standing(store):
+    synthetic.done(store)
+    app = open_page("runs", runs="7,x,1", status="asleep", find="%_'\"")
+    assert unharmed(app)
+    app.run()
+    assert unharmed(app) and "runs = '7,x,1'" in said(app)
+
+
+def test_a_thousand_runs_take_no_more_than_300_ms(store):
+    run = synthetic.done(store)
+    with store.transaction() as connection:
+        row = connection.execute(sa.select(RUNS).where(RUNS.c.id == run)).mappings().one()
+        connection.execute(sa.insert(RUNS), [dict(row) | {"id": i, "name": f"run {i}"} for i in range(2, 1001)])
+    app = open_page("runs")
+    assert len(_table(app)) == 200 and "Newest 200 of" in said(app)
+    times = []
+    for _ in range(7):
+        started = time.perf_counter()
+        app.run()
+        times.append(time.perf_counter() - started)
+    print(f"Runs with 1,000 runs: median {1000 * statistics.median(times):.0f} ms")
+    assert statistics.median(times) < 0.3
