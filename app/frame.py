@@ -20,6 +20,7 @@ from contextlib import contextmanager
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from app import profiles, sidebar, state
 from app.charts import theme
@@ -53,15 +54,22 @@ STYLE = """<style>
 GLYPHS = {"dense": "●", "pruned": "✕", "healed": "◆"}
 
 
-def begin() -> None:
-    """Everything around a page: style, sidebar, what was wrong with the link, and whether the weights are random."""
+def begin() -> DeltaGenerator:
+    """Everything around a page: style, sidebar, what was wrong with the link, and whether the weights are random. Returns room for notices."""
     st.html(STYLE)
     st.logo(str(settings.ASSETS / "logo.svg"), size="large")
     sidebar.draw()
-    for text in state.messages():
-        st.warning(text, icon=":material/link_off:")
     if state.choice().weights == "random":
         st.badge("random weights", icon=":material/casino:", color="orange", help="Nothing was trained: accuracy figures on this page mean nothing.")
+    notices = st.container()
+    tell(notices)
+    return notices
+
+
+def tell(notices: DeltaGenerator) -> None:
+    """What was wrong with the link, where `begin` keeps room for it. Called again after the page, which reads values of its own."""
+    for text in state.messages():
+        notices.warning(text, icon=":material/link_off:")
 
 
 @contextmanager
@@ -116,8 +124,8 @@ def chart(
     data: pd.DataFrame | None = None,
     select: bool = False,
     controls: Callable[[], object] | None = None,
-) -> list[object] | None:
-    """A chart, under it its controls, its downloads and its caption; returns the selected points' customdata where `select` is set.
+) -> object:
+    """A chart, under it its controls, its downloads and its caption. With `select`, returns the customdata of a point clicked just now, else None.
 
     The caption says how to read the chart in one sentence and what it does not say in another. `controls` draws
     what changes this chart alone. `data` is offered as CSV.
@@ -135,7 +143,7 @@ def chart(
                 _csv(data, key)
     if caption:
         st.caption(caption)
-    return [point.get("customdata") for point in event.selection.points] if select else None
+    return _clicked(key, event.selection.points) if select else None
 
 
 def table(data: pd.DataFrame, *, key: str, **options) -> object:
@@ -163,6 +171,13 @@ def plain(data: pd.DataFrame) -> pd.DataFrame:
 def actions():
     """A row for the page's primary action, bottom right: `with actions(): st.button(…, type="primary")`."""
     return st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center", gap="medium")
+
+
+def _clicked(key: str, points: list[dict]) -> object:
+    """customdata of the first selected point, once: a selection that stands since an earlier run is no click."""
+    now, before = points[0].get("customdata") if points else None, st.session_state.get(f"clicked.{key}")
+    st.session_state[f"clicked.{key}"] = now
+    return now if now != before else None
 
 
 def _csv(data: pd.DataFrame, key: str) -> None:

@@ -28,5 +28,6 @@ page = st.navigation(
 )
 with frame.guard():
     state.sync()
-    frame.begin()
+    notices = frame.begin()
     page.run()
+    frame.tell(notices)

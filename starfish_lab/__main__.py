@@ -114,10 +114,16 @@ def recipe(arguments: argparse.Namespace) -> str:
 
 
 def train_starter(arguments: argparse.Namespace) -> pd.DataFrame:
-    """Train the bundled starter again."""
+    """Train the bundled starter again, and profile it."""
+    from starfish_lab import profile
+    from starfish_lab.models.loading import bundled
     from starfish_lab.models.starter import train_starter
 
-    return pd.DataFrame([train_starter(Path(arguments.to))])
+    folder, bars = Path(arguments.to), _TerminalBars()
+    card = train_starter(folder, epochs=arguments.epochs, reporter=bars)
+    bars.close()
+    (folder / "profile.json").write_text(profile.compute(bundled(folder)).to_json() + "\n")
+    return pd.DataFrame([card]).drop(columns="split", errors="ignore")
 
 
 def worker(arguments: argparse.Namespace) -> None:
@@ -211,7 +217,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluating = command(evaluate, takes_recipe=True)
     evaluating.add_argument("--network", required=True, help="folder or zip written by export")
     command(recipe, takes_recipe=True)
-    command(train_starter).add_argument("--to", default=str(settings.ASSETS / "starter"), help="folder to write to")
+    training = command(train_starter)
+    training.add_argument("--to", default=str(settings.ASSETS / "starter"), help="folder to write to")
+    training.add_argument("--epochs", type=int, default=120)
     command(worker).add_argument("--device", default="auto")
     command(app).add_argument("--port", type=int, help="port of the pages; without it, the setting")
     return parser

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import math
+import statistics
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -147,6 +149,16 @@ def labels(app) -> list[str]:
 def unharmed(app) -> bool:
     """No traceback and no unexpected error."""
     return not app.exception and not any("did not expect" in error.value for error in app.error)
+
+
+def seconds_of_a_rerun(app, *, times: int = 5) -> float:
+    """Median processor time of drawing a page again: what the page costs, whatever else the machine is doing."""
+    found = []
+    for _ in range(times):
+        started = time.process_time()
+        app.run()
+        found.append(time.process_time() - started)
+    return statistics.median(found)
 
 
 def _decoded(value):

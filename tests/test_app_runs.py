@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-
 import pytest
 import sqlalchemy as sa
 import synthetic
@@ -34,16 +31,16 @@ def test_each_run_is_a_row_with_its_figures(store):
     synthetic.done(store, name="first", owner="ada")
     failed = store.submit(synthetic.recipe(method="cross_entropy"))
     store.fail(failed, "No images.")
-    store.submit(synthetic.recipe(), kind="profile")
     synthetic.latency_run(store)
     synthetic.running(store)
+    store.submit(synthetic.recipe(), kind="profile")
     table = _table(open_page("runs")).set_index("Run")
-    assert list(table.index) == [5, 4, 2, 1]  # newest first; profiles are no experiments
+    assert list(table.index) == [4, 3, 2, 1]  # newest first; profiles are no experiments
     row = table.loc[1]
     assert (row["Name"], row["Owner"], row["Status"], row["Model"]) == ("first", "ada", "done", "starter")
     assert row["Healed (%)"] == pytest.approx(97.037, abs=1e-3) and row["Sparsity (%)"] == 90 and row["Of all (%)"] == 85
     assert list(row["Accuracy"]) == pytest.approx([99.1, 30.0, 97.0]) and row["Seconds"] == pytest.approx(128)
-    assert table.loc[2, "Status"] == "failed" and table.loc[4, "Status"] == "timed" and table.loc[5, "Status"] == "heal 30/200"
+    assert table.loc[2, "Status"] == "failed" and table.loc[3, "Status"] == "timed" and table.loc[4, "Status"] == "heal 30/200"
 
 
 @pytest.mark.parametrize(
@@ -117,10 +114,6 @@ def test_a_thousand_runs_take_no_more_than_300_ms(store):
         connection.execute(sa.insert(RUNS), [dict(row) | {"id": i, "name": f"run {i}"} for i in range(2, 1001)])
     app = open_page("runs")
     assert len(_table(app)) == 200 and "Newest 200 of" in said(app)
-    times = []
-    for _ in range(7):
-        started = time.perf_counter()
-        app.run()
-        times.append(time.perf_counter() - started)
-    print(f"Runs with 1,000 runs: median {1000 * statistics.median(times):.0f} ms")
-    assert statistics.median(times) < 0.3
+    seconds = synthetic.seconds_of_a_rerun(app)
+    print(f"Runs with 1,000 runs: median {1000 * seconds:.0f} ms")
+    assert seconds < 0.3

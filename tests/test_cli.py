@@ -91,3 +91,22 @@ def test_mistakes_are_one_sentence_and_status_1(capsys, arguments, says):
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert says in error and "Traceback" not in error
+
+
+def test_train_starter_writes_weights_card_and_profile(capsys, tmp_path):
+    status, rows, _ = _call(capsys, "train-starter", "--to", str(tmp_path), "--epochs", "1")
+    assert status == 0 and 0 <= rows[0]["test_top1"] <= 1 and rows[0]["test_images"] == 540
+    profile = json.loads((tmp_path / "profile.json").read_text())
+    assert profile["facts"]["weights_sha256"] == rows[0]["sha256"]
+
+
+def test_bundled_profile_is_that_of_the_bundled_weights():
+    from starfish_lab import profile, settings
+    from starfish_lab.models.loading import bundled
+    from starfish_lab.whatif import Profile
+
+    stored = Profile.from_json((settings.ASSETS / "starter" / "profile.json").read_text())
+    fresh = Profile.from_json(profile.compute(bundled()).to_json())
+    assert stored.facts == fresh.facts
+    assert stored.layers["sigma_plus"].tolist() == pytest.approx(fresh.layers["sigma_plus"].tolist(), rel=1e-4)
+    assert stored.spectra["spikes"].tolist() == fresh.spectra["spikes"].tolist()

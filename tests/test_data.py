@@ -83,11 +83,11 @@ def test_first_order_takes_images_as_listed(classes, tmp_path, network):
 
 
 def test_too_few_images_is_an_error_with_counts(classes, network):
-    with pytest.raises(ImagesError, match="40 images are there to evaluate on, and 41"):
+    with pytest.raises(ImagesError, match="40 images are left to evaluate on, and 41"):
         open_images(choice(path=str(classes), evaluation=41), network)
     with pytest.raises(ImagesError, match="60 images are left.*and 61 are asked for"):
         open_images(choice(path=str(classes), calibration=51), network)
-    with pytest.raises(ImagesError, match="0 images are there to evaluate on"):
+    with pytest.raises(ImagesError, match="0 images are left to evaluate on"):
         open_images(choice(path=str(classes), calibration=50), network)
 
 
@@ -100,8 +100,11 @@ def test_the_same_file_or_content_never_calibrates_and_evaluates(classes, tmp_pa
     (mixed / "copy.png").write_bytes((classes / "c1" / "1.png").read_bytes())
     splits = open_images(choice(path=str(classes), calibration_path=str(mixed), calibration=4, drift=4), network)
     assert set(splits.calibration.names + splits.drift.names) == {f"own{i}.png" for i in range(8)}
-    with pytest.raises(ImagesError, match="8 images are left.*2 occur elsewhere"):
+    os.symlink(tmp_path / "nowhere.png", mixed / "broken link.png")
+    os.symlink(tmp_path / "nowhere.png", classes / "c0" / "broken link.png")
+    with pytest.raises(ImagesError, match="8 images are left.*1 cannot be read and 2 occur elsewhere"):
         open_images(choice(path=str(classes), calibration_path=str(mixed), calibration=5, drift=4), network)
+    (mixed / "broken link.png").unlink()
     archive = zipped(mixed, tmp_path / "mixed.zip")
     with pytest.raises(ImagesError, match="8 images are left"):
         open_images(choice(path=str(classes), calibration_path=str(archive), calibration=5, drift=4), network)

@@ -24,6 +24,7 @@ def loss_curve(losses: pd.DataFrame, *, dark: bool = False, keep: object = True)
         x=[last["step"]], y=[last["loss"]], mode="markers+text", text=[theme.number(last["loss"])], textposition="top center",
         marker=theme.marker("healed", dark=dark), name="now", showlegend=False, hoverinfo="skip", cliponaxis=False,
     )  # fmt: skip
+    fig.update_layout(margin_t=48)
     fig.update_yaxes(type="log", exponentformat="power")
     return fig
 
@@ -46,10 +47,12 @@ def block_losses(losses: pd.DataFrame, *, dark: bool = False, keep: object = Tru
     worst = grid.iloc[-1]
     fig.update_layout(title_text=f"Block {worst.idxmax()} is furthest from dense: {theme.number(worst.max())} at step {grid.index[-1]}")
     fig.add_heatmap(
-        x=[str(depth) for depth in grid.columns], y=grid.index, z=grid.to_numpy(), zmin=0, colorscale=theme.sequential(dark), name="blocks",
+        x=[str(depth) for depth in grid.columns], y=grid.index, z=grid.to_numpy(), name="blocks",
+        zmin=0, zmax=float(losses["loss"].max()), colorscale=theme.sequential(dark),
         colorbar={"title": {"text": "Block loss", "side": "right"}, "thickness": 12, "outlinewidth": 0},
         hovertemplate="block %{x}, step %{y}<br>loss %{z:.3g}<extra></extra>",
     )  # fmt: skip
+    fig.update_layout(margin_t=48)
     fig.update_xaxes(type="category", showgrid=False)
     fig.update_yaxes(showgrid=False)
     return fig

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 
 STAGES = ("dense", "pruned", "healed")
 STAGE_COLOURS = {"dense": "#475569", "pruned": "#c2700a", "healed": "#0d9488"}  # slate, amber, teal on light
-STAGE_COLOURS_DARK = {"dense": "#a3b1c4", "pruned": "#f5a524", "healed": "#2dd4bf"}
+STAGE_COLOURS_DARK = {"dense": "#8291b5", "pruned": "#f5a524", "healed": "#2dd4bf"}
 STAGE_SYMBOLS = {"dense": "circle", "pruned": "x", "healed": "diamond"}
 
 ORIGINS = ("measured", "literature", "estimate")

@@ -7,7 +7,6 @@ import streamlit as st
 
 from app import frame, state
 from app.charts import budget, spectra, theme
-from starfish_lab.errors import LabError
 from starfish_lab.healing import METHODS
 from starfish_lab.pruning import BUDGETS, SCORES
 from starfish_lab.whatif import Profile, WhatIf
@@ -86,8 +85,8 @@ def _budget(predicted: WhatIf, selected: str) -> None:
         + ("Hatched: estimated from the profile. " if rule else "")
         + "It does not say how much accuracy these weights carry: a run does.",
     )
-    if clicked and clicked[0] and clicked[0] != selected:
-        state.put("layer", clicked[0])
+    if clicked and clicked != selected:
+        state.put("layer", clicked)
         st.rerun()
 
 
@@ -139,13 +138,13 @@ def _healing() -> str:
 
 
 def _start() -> None:
-    """Submit the run and show it live."""
-    try:
-        run = state.store().submit(state.recipe())
-    except LabError as error:
-        st.error(str(error), icon=":material/error:")
-        return
-    state.put("run", run)
+    """Submit the run and show it live. A second press while it waits or runs shows the same run."""
+    recipe, launched = state.recipe(), st.session_state.setdefault("launched", {})
+    key = ("experiment", recipe.fingerprint())
+    if key not in launched or not state.store().run(launched[key]).active:
+        launched[key] = state.store().submit(recipe)
+    state.put("new", None)
+    state.put("run", launched[key])
     st.switch_page("views/prune_and_heal.py")
 
 

@@ -108,7 +108,9 @@ def against_macs(timings: pd.DataFrame, runs: pd.DataFrame) -> None:
         return
     batches = [int(batch) for batch in sorted(found["batch"].unique())]
     batch = (
-        st.segmented_control("Batch size", batches, required=True, **_one_of("at_batch", batches[-1], batches)) if len(batches) > 1 else batches[0]
+        st.segmented_control("Speed-up at batch size", batches, required=True, **_one_of("at_batch", batches[-1], batches))
+        if len(batches) > 1
+        else batches[0]
     )
     shown = found[found["batch"] == batch]
     frame.chart(charts.speedup_against_macs(shown, dark=frame.dark(), keep=batch), key="speedup_against_macs", caption=MACS, data=shown)

@@ -24,10 +24,11 @@ def listed(runs: pd.DataFrame) -> pd.DataFrame:
     seconds = runs["seconds"].where(runs["status"] == "done", runs["finished_at"].fillna(time.time()) - runs["started_at"])
     return pd.DataFrame({
         "Run": runs["id"], "Name": runs["name"], "Status": [_status(row) for row in runs.itertuples()],
+        "Sparsity (%)": 100 * runs["sparsity_prunable"].fillna(runs["sparsity"]),
+        "Of all (%)": 100 * runs["sparsity_all"],
+        **percent, BARS: bars,
         "Model": runs["model"], "Pattern": runs["pattern"].replace("n_m", "n:m"), "Method": runs["method"].str.replace("_", " "),
-        "Sparsity (%)": 100 * runs["sparsity_prunable"].fillna(runs["sparsity"]), "Of all (%)": 100 * runs["sparsity_all"],
-        **percent, BARS: bars, "Seconds": seconds, "Started": pd.to_datetime(runs["created_at"], unit="s", utc=True),
-        "From": runs["parent"], "Owner": runs["owner"],
+        "Seconds": seconds, "Submitted": pd.to_datetime(runs["created_at"], unit="s", utc=True), "From": runs["parent"], "Owner": runs["owner"],
     })  # fmt: skip
 
 
@@ -37,17 +38,24 @@ def _status(row) -> str:
     return "timed" if row.kind == "latency" and row.status == "done" else row.status
 
 
+def _number(help: str, *, width: int = 84, format: str = "%.1f"):
+    return st.column_config.NumberColumn(format=format, width=width, help=help)
+
+
 COLUMNS = {
-    "Run": st.column_config.NumberColumn(pinned=True, width="small"),
-    "Sparsity (%)": st.column_config.NumberColumn(format="%.1f", help="Removed share of the prunable weights."),
-    "Of all (%)": st.column_config.NumberColumn(format="%.1f", help="Removed share of all parameters."),
-    "Dense (%)": st.column_config.NumberColumn(format="%.1f", help="Top-1 accuracy of the dense network."),
-    "Pruned (%)": st.column_config.NumberColumn(format="%.1f", help="Top-1 accuracy after pruning, before healing."),
-    "Healed (%)": st.column_config.NumberColumn(format="%.1f", help="Top-1 accuracy after healing."),
-    BARS: st.column_config.BarChartColumn(y_min=0, y_max=100, width="small", help="Top-1 accuracy of dense, pruned and healed, 0 to 100 %."),
-    "Seconds": st.column_config.NumberColumn(format="%.0f", help="Of all stages; of a running one, so far."),
-    "Started": st.column_config.DatetimeColumn("Submitted", format="distance"),
-    "From": st.column_config.NumberColumn(help="The run it was cloned from."),
+    "Run": st.column_config.NumberColumn(pinned=True, width=52),
+    "Name": st.column_config.TextColumn(width=120),
+    "Status": st.column_config.TextColumn(width=92),
+    "Sparsity (%)": _number("Removed share of the prunable weights.", width=92),
+    "Of all (%)": _number("Removed share of all parameters.", width=76),
+    "Dense (%)": _number("Top-1 accuracy of the dense network."),
+    "Pruned (%)": _number("Top-1 accuracy after pruning, before healing."),
+    "Healed (%)": _number("Top-1 accuracy after healing."),
+    BARS: st.column_config.BarChartColumn(y_min=0, y_max=100, width=84, help="Top-1 accuracy of dense, pruned and healed, 0 to 100 %."),
+    "Model": st.column_config.TextColumn(width=110),
+    "Seconds": _number("Of all stages; of a running one, so far.", format="%.0f"),
+    "Submitted": st.column_config.DatetimeColumn(format="distance"),
+    "From": _number("The run it was cloned from.", width=60, format="%d"),
 }
 
 

@@ -137,7 +137,7 @@ def _grid(inside: pd.DataFrame, kinds: list[str], selected: tuple[str, str]) -> 
         caption="A panel is a matrix: eigenvalues on a log axis, the fitted bulk as a line, its edge dotted, spikes as diamonds with their number; "
         "× marks a matrix that the law does not describe. Click one to enlarge it. Heights are not comparable between panels.",
     )
-    _choose(clicked, selected)
+    _enlarge(clicked)
 
 
 def _enlarged(inside: pd.DataFrame, selected: tuple[str, str], whose: str) -> None:
@@ -149,8 +149,8 @@ def _enlarged(inside: pd.DataFrame, selected: tuple[str, str], whose: str) -> No
         key="enlarged",
         controls=lambda: controlled and st.toggle("Randomised control", help=CONTROL_HELP, **state.tie_value("control", False)),
         data=pd.DataFrame({"from": row["bin_edges"][:-1], "to": row["bin_edges"][1:], "eigenvalues": row["counts"]}) if row["counts"] else None,
-        caption=f"**{theme.sentence(row['verdict'])}** ({whose}). The line is what noise with the fitted σ = {theme.number(row['sigma'])} would give; "
-        "right of the edge stands what noise cannot explain. It does not say whether a spike matters for accuracy.",
+        caption=f"**{theme.sentence(row['verdict'])}** ({whose}). The line is what noise with the fitted σ = {theme.number(row['sigma'])} "
+        "would give; right of the edge stands what noise cannot explain. It does not say whether a spike matters for accuracy.",
     )
 
 
@@ -166,15 +166,14 @@ def _over_depth(table: pd.DataFrame, selected: tuple[str, str]) -> None:
         caption="A cell is a matrix, its block from left to right; × marks one that the law does not describe, whose figures say little. "
         "Edges of differently wide layers are not comparable.",
     )
-    _choose(clicked, selected)
+    _enlarge(clicked)
 
 
-def _choose(clicked: list | None, selected: tuple[str, str]) -> None:
-    """Enlarge the matrix that was clicked just now; a selection kept from earlier is no click."""
-    if clicked and clicked[0] and tuple(clicked[0][:2]) != selected and st.session_state.get("clicked") != clicked[0]:
-        st.session_state["clicked"] = clicked[0]
-        state.put("layer", clicked[0][0])
-        state.put("part", clicked[0][1])
+def _enlarge(clicked: list | None) -> None:
+    """Show the matrix that was clicked just now."""
+    if clicked and clicked[0]:
+        state.put("layer", clicked[0])
+        state.put("part", clicked[1])
         st.rerun()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
@@ -99,9 +100,8 @@ def _ordered(places: Iterable[int], choice: ImagesChoice, rng: np.random.Generat
     wanted = choice.evaluation if choice.evaluation is not None else len(places)
     if not places or len(places) < wanted:
         raise ImagesError(
-            f"{len(places)} images are there to evaluate on, and {max(wanted, 1)} are asked for"
-            + (f" besides {choice.calibration} for calibration and {choice.drift} for drift." if choice.source != "starter" else ".")
-            + " Ask for fewer or give more."
+            f"{len(places)} images are left to evaluate on, and {max(wanted, 1)} are asked for. Ask for fewer or give more; "
+            "calibration and drift images of the same source are taken out first."
         )
     if choice.order == "seeded":
         places = rng.permutation(places).tolist()
@@ -159,7 +159,8 @@ class _Contents:
             self.add(item)
 
     def add(self, item: Item) -> None:
-        self._by_size[item.size()].append(item)
+        with contextlib.suppress(OSError):  # a file that cannot be asked for its size is like no other
+            self._by_size[item.size()].append(item)
 
     def has_twin(self, item: Item) -> bool:
         """True if another image here, or another listing of this very file, has the same content."""
@@ -168,7 +169,10 @@ class _Contents:
 
     def _digest(self, item: Item) -> bytes:
         if id(item) not in self._digests:
-            self._digests[id(item)] = hashlib.sha256(item.read()).digest()
+            try:
+                self._digests[id(item)] = hashlib.sha256(item.read()).digest()
+            except Exception:  # no permission, a damaged member of a zip: no content to be equal to
+                self._digests[id(item)] = b""
         return self._digests[id(item)]
 
 

@@ -21,7 +21,7 @@ from starfish_lab.models.checkpoints import PREPROCESSING_KEYS, Notes, fit, note
 from starfish_lab.models.network import Network, Preprocessing
 from starfish_lab.recipe import ModelChoice
 
-__all__ = ["load", "state_dict_from", "supported_names", "wrap"]
+__all__ = ["bundled", "load", "state_dict_from", "supported_names", "wrap"]
 
 HUB_TIMEOUT = 5  # seconds to find out whether weights can be downloaded at all
 
@@ -50,7 +50,7 @@ def load(choice: ModelChoice) -> Network:
     """
     choice.validate()
     if choice.weights == "bundled":
-        network = _bundled()
+        network = bundled()
     else:
         _check_name(choice.name)
         network = {"pretrained": _pretrained, "file": _from_file, "random": _random}[choice.weights](choice)
@@ -58,8 +58,9 @@ def load(choice: ModelChoice) -> Network:
     return network
 
 
-def _bundled() -> Network:
-    path = starter.FOLDER / "starter.safetensors"
+def bundled(folder: Path = starter.FOLDER) -> Network:
+    """The starter with the weights that lie in `folder`."""
+    path = folder / "starter.safetensors"
     module = starter.build()
     fit(module, state_dict_from(path), source=path.name, name="the starter")
     origin = "bundled: trained by this project on scikit-learn's handwritten digits"
@@ -120,8 +121,8 @@ def _from_file(choice: ModelChoice) -> Network:
 
 
 def _random(choice: ModelChoice) -> Network:
-    with torch.random.fork_rng():
-        torch.manual_seed(choice.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(choice.seed)
         return _timm(choice, Notes(), origin=f"random weights (seed {choice.seed})")
 
 

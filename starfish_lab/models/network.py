@@ -80,8 +80,8 @@ class Network:
                 module.get_submodule(name)
             except AttributeError:
                 raise LabError(f"The module has no block '{name}'. Its submodules: {', '.join(n for n, _ in module.named_children())}.") from None
-        preprocessing = known.pop("preprocessing", None) or Preprocessing(input_size=tuple(input_size))
-        return cls(module=module, name=known.pop("name", type(module).__name__), blocks=tuple(blocks), states=states, preprocessing=preprocessing, **known)
+        usual = {"name": type(module).__name__, "preprocessing": Preprocessing(input_size=tuple(input_size))}
+        return cls(module=module, blocks=tuple(blocks), states=states, **{**usual, **known})
 
     def copy(self) -> Network:
         """The same network with weights of its own."""

@@ -1,0 +1,255 @@
+"""The frame of the app and the page Explore, through AppTest, figures asserted trace by trace."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from urllib.parse import parse_qs
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from starfish_lab import settings, whatif
+from starfish_lab.recipe import ModelChoice, PruningChoice, Recipe
+from starfish_lab.report import Report
+from starfish_lab.store import Store
+from starfish_lab.whatif import Profile
+
+MAIN = str(settings.ROOT / "app" / "main.py")
+DEIT = "deit_base_patch16_224.fb_in1k"
+
+
+def open_app(link: str = "", page: str = "") -> AppTest:
+    """The app as a browser shows it that follows a link."""
+    at = AppTest.from_file(MAIN, default_timeout=60)
+    for name, values in parse_qs(link, keep_blank_values=True).items():
+        at.query_params[name] = values[0]
+    if page:
+        at.run()
+        at.switch_page(f"views/{page}.py")
+    at.run()
+    assert not at.exception, at.exception
+    return at
+
+
+def figure(at: AppTest, number: int = 0) -> dict:
+    return json.loads(at.get("plotly_chart")[number].proto.spec)
+
+
+def link(at: AppTest) -> dict[str, str]:
+    return {name: values[0] if isinstance(values, list) else values for name, values in at.query_params.items()}
+
+
+def bundled() -> Profile:
+    return Profile.from_json((settings.ASSETS / "starter" / "profile.json").read_text())
+
+
+def figures(at: AppTest) -> str:
+    return next(element.proto.body for element in at.get("html") if 'class="figures"' in element.proto.body)
+
+
+def lost(fig: dict) -> dict[str, float]:
+    """{layer: height of its amber bar}."""
+    bars = [trace for trace in fig["data"] if trace["type"] == "bar" and trace["name"] != "stays"]
+    return {layer: height for bar in bars for layer, height in zip(bar["customdata"], values(bar["y"]))}
+
+
+def values(array: object) -> list[float]:
+    """Plotly sends arrays as lists or as base64 with a type."""
+    if isinstance(array, dict):
+        import base64
+
+        import numpy as np
+
+        return np.frombuffer(base64.b64decode(array["bdata"]), dtype=array["dtype"]).tolist()
+    return array
+
+
+def test_first_page_needs_no_worker_and_shows_what_90_percent_would_take():
+    at = open_app()
+    assert not at.error and not at.warning and link(at) == {}
+    expected = whatif.predict(bundled(), PruningChoice())
+    assert lost(figure(at)) == dict(zip(expected.layers["layer"], expected.layers["removed"]))
+    assert figure(at)["layout"]["title"]["text"] == "Every layer loses 90.0 %"
+    spectrum = figure(at, 1)
+    assert spectrum["layout"]["xaxis"]["type"] == "log" and "block 0" in spectrum["layout"]["title"]["text"]
+    said = " ".join(caption.value for caption in at.caption)
+    assert "**90.0 %** of prunable weights" in said and "of all parameters" in said and "mask only: no speed-up expected" in said
+    assert "46.4 M" in figures(at) and "2.71 M" in figures(at) and "estimate" in figures(at)
+    assert "python -m starfish_lab worker" in said
+
+
+@pytest.mark.parametrize(
+    "query, choice",
+    [
+        ("sparsity=0.5&budget=global", PruningChoice(sparsity=0.5, budget="global")),
+        ("sparsity=0.75&budget=mp_edge", PruningChoice(sparsity=0.75, budget="mp_edge")),
+        ("pattern=n_m&keep=6&of=12", PruningChoice(pattern="n_m", keep=6, group=12)),
+        ("pattern=structured&sparsity=0.5&units=mlp", PruningChoice(pattern="structured", sparsity=0.5, units=("mlp",))),
+        ("score=random&sparsity=0.3", PruningChoice(score="random", sparsity=0.3)),
+    ],
+)
+def test_a_link_opens_its_view_and_stays_as_it_is(query, choice):
+    at = open_app(query)
+    assert not at.error and not at.warning
+    expected = whatif.predict(bundled(), choice)
+    assert lost(figure(at)) == dict(zip(expected.layers["layer"], expected.layers["removed"]))
+    assert link(at) == {name: values[0] for name, values in parse_qs(query).items()}
+    said = " ".join(caption.value for caption in at.caption)
+    assert ("really smaller" in said) == (choice.pattern == "structured")
+
+
+def test_a_pattern_that_fits_no_layer_is_refused_in_words():
+    at = open_app("pattern=n_m&keep=1&of=7")
+    assert len(at.warning) == 1 and "7" in at.warning[0].value
+    assert not at.get("plotly_chart")
+
+
+def test_nonsense_in_every_value_of_a_link_becomes_the_default_and_is_said_once():
+    from app.state import SHORT, Choice
+
+    free = {"path", "images_path", "images_csv", "calibration_path"}  # any text may be a path
+    names = [SHORT.get(f.name, f.name) for f in dataclasses.fields(Choice) if f.name not in free]
+    at = open_app("&".join(f"{name}=%3Cno%20sense%3E" for name in names) + "&show=pie&run=x&layer=none")
+    assert link(at) == {"layer": "none", "run": "x"}, "run belongs to other pages, which say so themselves"
+    told = " ".join(warning.value for warning in at.warning)
+    assert all(f"{name} = " in told for name in [*names, "show"])
+    assert lost(figure(at)) == lost(figure(open_app()))
+    at.run()
+    assert not at.warning
+
+
+@pytest.mark.parametrize(
+    "query", ["sparsity=nan", "sparsity=1e999", "sparsity=1", "keep=0", "steps=-1", "cal=99999999999", "units=", "model=..%2F..%2Fetc"]
+)
+def test_values_out_of_range_do_not_break_the_page(query):
+    at = open_app(query)
+    assert len(at.warning) == 1 and not at.error
+    assert at.get("plotly_chart")
+
+
+def test_the_choice_is_written_to_the_address_bar_and_survives_a_change_of_page():
+    at = open_app()
+    at.slider(key="choice.sparsity").set_value(0.6).run()
+    at.selectbox(key="choice.budget").set_value("global").run()
+    assert link(at) == {"sparsity": "0.6", "budget": "global"}
+    at.switch_page("views/spectra.py").run()
+    assert not at.exception and link(at) == {"sparsity": "0.6", "budget": "global"}
+    at.switch_page("views/explore.py").run()
+    assert at.slider(key="choice.sparsity").value == 0.6
+    reopened = open_app("sparsity=0.6&budget=global")
+    assert lost(figure(reopened)) == lost(figure(at))
+    at.selectbox(key="choice.budget").set_value("uniform").run()
+    assert link(at) == {"sparsity": "0.6"}, "defaults stay out"
+
+
+def test_what_bars_show_and_the_selected_layer_stand_in_the_link():
+    at = open_app("show=share&layer=blocks.2.mlp.fc1")
+    fig = figure(at)
+    assert list(lost(fig).values()) == pytest.approx([90.0] * 24, abs=0.01)
+    assert "fc1, block 2" in figure(at, 1)["layout"]["title"]["text"]
+    order = list(whatif.predict(bundled(), PruningChoice()).layers["layer"])
+    (outline,) = [shape for shape in fig["layout"]["shapes"] if shape["type"] == "rect"]
+    assert (outline["x0"] + outline["x1"]) / 2 == order.index("blocks.2.mlp.fc1")
+
+
+def test_prune_and_heal_submits_the_run_at_once_and_shows_it():
+    at = open_app("sparsity=0.75")
+    next(button for button in at.button if button.label == "Prune & heal").click().run()
+    assert not at.exception and not at.error
+    run = Store().run(1)
+    assert run.kind == "experiment" and run.status == "queued"
+    assert run.recipe.pruning == PruningChoice(sparsity=0.75) and run.recipe.healing.steps == 200
+    assert link(at) == {"sparsity": "0.75", "run": "1"}
+    at.switch_page("views/explore.py").run()
+    next(button for button in at.button if button.label == "Prune & heal").click().run()
+    assert len(Store().runs()) == 1, "the same recipe that still waits is not queued twice"
+
+
+def test_a_network_without_profile_invites_and_then_appears():
+    at = open_app(f"model={DEIT}")
+    assert not at.get("plotly_chart")
+    next(button for button in at.button if button.label == "Profile this network").click().run()
+    job = Store().run(1)
+    assert job.kind == "profile" and job.recipe.model == ModelChoice(name=DEIT, weights="pretrained")
+    assert not any(button.label == "Profile this network" for button in at.button)
+    assert "No worker is running" in " ".join(caption.value for caption in at.caption)
+    store = Store()
+    assert store.claim("w", "cpu").id == 1
+    store.fail(1, "No weights here. Choose 'file'.")
+    at.run()
+    assert [error.value for error in at.error] == ["No weights here. Choose 'file'."]
+    assert any(button.label == "Profile this network" for button in at.button)
+    store.save_profile(whatif.profile_key(job.recipe.model), bundled())
+    at.run()
+    assert not at.error and len(at.get("plotly_chart")) == 2
+
+
+def test_random_weights_are_marked_on_the_page_and_bundled_ones_are_not():
+    def marked(at: AppTest) -> bool:
+        return any("random weights" in element.value for element in at.markdown)
+
+    assert marked(open_app("model=vit_tiny_patch16_224&weights=random"))
+    assert not marked(open_app())
+
+
+def test_weights_from_a_file_without_a_path_or_a_missing_one_are_an_error_in_words():
+    assert "need its path" in open_app(f"model={DEIT}&weights=file").error[0].value
+    assert "cannot be read" in open_app(f"model={DEIT}&weights=file&file=/no/such.pt").error[0].value
+
+
+def test_figures_show_what_the_latest_run_of_this_recipe_measured():
+    from app import state
+
+    store = Store()
+    report = Report()
+    for stage, right, parameters in (("dense", 532, 2.712), ("pruned", 60, 0.323), ("healed", 520, 0.323)):
+        report.add(
+            "accuracy",
+            [{"top1": right / 540, "top5": 1.0, "low": right / 540 - 0.02, "high": right / 540 + 0.01, "correct": right, "images": 540}],
+            stage=stage,
+        )
+        cost = {"sparsity_prunable": 0.9, "sparsity_all": 0.88, "macs_g": 0.0464, "macs_g_effective": 0.0464 if stage == "dense" else 0.00577}
+        report.add("totals", [{"parameters_m": 2.712, "nonzero_parameters_m": parameters, **cost}], stage=stage)
+    report.add("latency", [{"stage": "dense", "batch": 1, "latency_ms_p50": 2.5, "device_name": "Test CPU"}])
+    recipe = state.recipe(state.Choice())
+    run = store.submit(recipe)
+    store.claim("w", "cpu")
+    store.finish(run, report)
+    body = figures(open_app())
+    assert "98.5 %" in body and "± 2.0" in body, "the wider side of the interval"
+    assert "96.3 %" in body and "−2.2 pp" in body and "−87.4 pp" in body
+    assert "2.50 ms" in body and "Test CPU" in body and "estimate" not in body
+    other = figures(open_app("sparsity=0.5"))
+    assert "98.5 %" in other and "96.3 %" not in other, "dense accuracy is known from any run of this network on these images"
+
+
+def test_the_recipe_of_a_link_is_that_of_the_choice():
+    from app import state
+
+    adopted = Recipe(pruning=PruningChoice(pattern="n_m", keep=1, group=4))
+    assert state.recipe(state.Choice(steps=0)) == Recipe()
+    assert state.recipe(state.Choice(pattern="n_m", keep=1, steps=0)).pruning == adopted.pruning
+
+
+def test_every_layer_is_computed_only_when_opened():
+    at = open_app()
+    assert not at.dataframe
+    st.cache_data.clear()
+    at.session_state["details"] = True
+    at.run()
+    assert not at.exception and len(at.dataframe[0].value) == 24
+
+
+def test_the_web_process_never_loads_torch(tmp_path):
+    script = (
+        "import sys; from streamlit.testing.v1 import AppTest\n"
+        f"at = AppTest.from_file({MAIN!r}, default_timeout=60).run()\n"
+        "for page in ('spectra', 'explore'): at.switch_page(f'views/{page}.py').run()\n"
+        "assert not at.exception and at.get('plotly_chart'); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=settings.ROOT)
+    assert done.stdout.strip().endswith("False"), done.stderr[-2000:]
