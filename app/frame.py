@@ -97,7 +97,8 @@ def figures(rows: list[dict[str, object]]) -> None:
 
     A row is a stage: `stage` ('dense', 'pruned', 'healed'), `origin` ('measured', 'literature', 'estimate') and what
     is known of `top1`, `low`, `high` (fractions), `macs_g`, `parameters_m`, `latency_ms`; `why_<figure>` says in a few
-    words why a figure is missing. `device` names where latency was measured.
+    words why a figure is missing, `change_<figure>` how it compares with dense where that was measured too. `device`
+    names where latency was measured.
     """
     device = next((row["device"] for row in rows if row.get("device")), state.choice().device)
     cards = (
@@ -110,7 +111,7 @@ def figures(rows: list[dict[str, object]]) -> None:
             "latency_ms",
             rows,
             show=_latency,
-            change=_ratio("faster", "slower"),
+            change=lambda value, dense: "",  # medians of their own rounds are no pair: the measured ratio stands in change_latency_ms
         ),
     )
     st.html(f'<div class="figures">{"".join(cards)}</div>')
@@ -194,12 +195,13 @@ def _line(row: dict, figure: str, show: Callable[[dict], str], change: Callable[
     stage, origin = row["stage"], row.get("origin", "measured")
     known = row.get(figure) is not None
     value = show(row) if known else html.escape(str(row.get(f"why_{figure}", "–")))
-    beside = change(row[figure], dense) if known and dense and stage != "dense" else ""
+    beside = row.get(f"change_{figure}") or change(row[figure], dense) if known and dense and stage != "dense" else ""
+    cells = f'<td class="value"><span>{value}</span></td><td class="change">{beside}</td>' if known else f'<td class="value" colspan="2">{value}</td>'
     hint = {"estimate": "estimate, from the network's profile", "literature": row.get("source", "literature")}.get(origin, "measured")
     return (
         f'<tr class="{origin if known else "absent"}" title="{stage}: {html.escape(hint if known else "not known")}">'
         f'<td class="stage"><span style="color:{theme.stage_colour(stage, dark())}">{GLYPHS[stage]}</span> {stage}</td>'
-        f'<td class="value"><span>{value}</span></td><td class="change">{beside}</td></tr>'
+        f"{cells}</tr>"
     )
 
 

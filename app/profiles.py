@@ -10,6 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from app import state
+from app.results import paired_speedup
 from starfish_lab import settings, whatif
 from starfish_lab.errors import LabError
 from starfish_lab.recipe import ImagesChoice, Recipe
@@ -69,7 +70,7 @@ def stage_rows(profile: Profile, predicted: whatif.WhatIf | None = None) -> list
     for row in rows:
         row["why_top1"] = row["why_latency_ms"] = "not measured yet"
     if state.choice().pattern != "structured":
-        pruned["why_latency_ms"] = healed["why_latency_ms"] = "mask only: no speed-up"
+        pruned["why_latency_ms"] = healed["why_latency_ms"] = "mask only"
     if recipe is None:
         return rows
     if recipe.model.name == "starter" and recipe.images == ImagesChoice(calibration=recipe.images.calibration, drift=recipe.images.drift):
@@ -111,7 +112,8 @@ def _figures(url: str, run_id: int) -> dict[str, dict[str, object]]:
     latency = pd.DataFrame(report.tables.get("latency", []))
     if len(latency):
         for row in latency[latency["batch"] == latency["batch"].min()].to_dict("records"):
-            found.setdefault(row["stage"], {}).update(latency_ms=row["latency_ms_p50"], device=row.get("device_name") or row.get("device"))
+            timed = dict(latency_ms=row["latency_ms_p50"], device=row.get("device_name") or row.get("device"), change_latency_ms=paired_speedup(row))
+            found.setdefault(row["stage"], {}).update(timed)
     return found
 
 

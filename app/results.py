@@ -97,10 +97,26 @@ def figure_rows(report, *, device: str = "") -> list[dict[str, object]]:
         rows.append({
             "stage": stage, "origin": "measured", "top1": found.get("top1"), "low": found.get("low"), "high": found.get("high"),
             "macs_g": totals[stage]["macs_g_effective"], "parameters_m": totals[stage]["nonzero_parameters_m"],
-            "latency_ms": timed.get("latency_ms_p50"), "device": timed.get("device", device),
+            "latency_ms": timed.get("latency_ms_p50"), "device": timed.get("device", device), "change_latency_ms": paired_speedup(timed),
             "why_top1": "no labels", "why_latency_ms": "not timed" if latency else "not measured",
         })  # fmt: skip
     return rows
+
+
+def paired_speedup(row: dict[str, object]) -> str:
+    """The measured ratio to dense of a latency row, in words; an interval that holds 1 resolves nothing.
+
+    >>> paired_speedup({"speedup": 1.5, "speedup_low": 1.4, "speedup_high": 1.6})
+    '1.50× faster'
+    >>> paired_speedup({"speedup": 1.05, "speedup_low": 0.9, "speedup_high": 1.3})
+    'not resolved'
+    """
+    if row.get("speedup") is None or row.get("stage") == "dense":
+        return ""
+    if row["speedup_low"] <= 1 <= row["speedup_high"]:
+        return "not resolved"
+    ratio = row["speedup"]
+    return f"{theme.number(max(ratio, 1 / ratio))}× {'faster' if ratio > 1 else 'slower'}"
 
 
 def points(runs: pd.DataFrame, *, cost: str, latency: pd.DataFrame, seconds: pd.DataFrame) -> pd.DataFrame:

@@ -48,8 +48,8 @@ def ended(run: Run) -> None:
         _new()
         if st.button("Run again", type="primary", icon=":material/replay:", key="again"):
             launch.submit(run.recipe, kind=run.kind, parent=run.id)
-    losses, blocks = _events(run.id)
-    _healing(run, losses, blocks)
+    with st.container(key="pair"):
+        _healing(run, *_events(run.id))
 
 
 def _head(run: Run) -> None:
@@ -75,9 +75,9 @@ def _live(run_id: int) -> None:
             _queued(run)
         else:
             st.progress(_share(run), text=_progress_text(run))
-        losses, blocks = _events(run_id)
         if run.recipe.healing.method != "none":
-            _healing(run, losses, blocks)
+            with st.container(key="pair"):
+                _healing(run, *_events(run_id))
         _notes(store.notes(run_id))
         with frame.actions():
             st.caption("Close the browser if you like: the run goes on, and stands under Runs.", width="content")
@@ -136,15 +136,14 @@ def _healing(run: Run, losses: pd.DataFrame, blocks: pd.DataFrame) -> None:
         if run.active:
             st.skeleton(height=340)
         return
-    with st.container(key="pair"):
-        left, right = st.columns(2)
-        with left:
-            fig = healing.loss_curve(losses, dark=frame.dark(), keep=f"loss {run.id}")
-            frame.chart(fig, key=f"run_{run.id}_loss", caption=CAPTIONS["loss"], data=losses)
-        if len(blocks):
-            with right:
-                fig = healing.block_losses(blocks, dark=frame.dark(), keep=f"blocks {run.id}")
-                frame.chart(fig, key=f"run_{run.id}_blocks", caption=CAPTIONS["blocks"], data=blocks)
+    left, right = st.columns(2)
+    with left:
+        fig = healing.loss_curve(losses, dark=frame.dark(), keep=f"loss {run.id}")
+        frame.chart(fig, key=f"run_{run.id}_loss", caption=CAPTIONS["loss"], data=losses)
+    if len(blocks):
+        with right:
+            fig = healing.block_losses(blocks, dark=frame.dark(), keep=f"blocks {run.id}")
+            frame.chart(fig, key=f"run_{run.id}_blocks", caption=CAPTIONS["blocks"], data=blocks)
 
 
 def _why(run: Run) -> None:
@@ -192,8 +191,8 @@ def _done(run: Run) -> None:
         with right:
             shown = drift.over_depth(drifted, dark=dark, keep=run.id)
             frame.chart(shown, key=f"run_{run.id}_drift", caption=CAPTIONS["drift"], data=drifted)
-    _downloads(run, report)
-    _details(run, report)
+        _downloads(run, report)
+        _details(run, report)
 
 
 def _verdicts(comparisons: pd.DataFrame) -> str:

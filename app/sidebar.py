@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import streamlit as st
 
 from app import state
@@ -66,19 +67,28 @@ def _device() -> None:
     alive = workers[workers["alive"]]
     devices = list(dict.fromkeys(["auto", *alive["device"], "cpu", state.choice().device]))
     st.selectbox("Device", devices, format_func=lambda name: "Any free worker" if name == "auto" else name, **state.tie("device"))
-    busy = alive["run"].notna().any()
-    st.fragment(_workers, run_every="3s" if busy else None)(bool(busy))
+    # Polls while a worker is busy or the first is still starting; with idle workers there is nothing to wait for.
+    now = _situation(alive)
+    st.fragment(_workers, run_every=None if now == "idle" else "3s")(now)
 
 
-def _workers(was_busy: bool) -> None:
-    """Polls while a worker is busy; once none is, the page is drawn again with what the run found."""
+def _situation(alive: pd.DataFrame) -> str:
+    """'none', 'idle', or 'busy': a living worker has a run, or will have one in a moment."""
+    if alive.empty:
+        return "none"
+    return "busy" if alive["run"].notna().any() or len(state.store().runs(kind=None, status="queued", limit=1)) else "idle"
+
+
+def _workers(before: str) -> None:
+    """The workers; once the situation is another one, the page is drawn again with what is new."""
     workers = state.store().workers()
     alive = workers[workers["alive"]]
     if alive.empty:
         st.badge("No worker", icon=":material/power_off:", color="gray")
         st.caption("Runs wait until one is started: `python -m starfish_lab worker`")
     for row in alive.itertuples():
-        text = f"{row.device}: idle" if row.run != row.run or row.run is None else f"{row.device}: busy with run {row.run}"
-        st.badge(text, icon=":material/memory:", color="gray" if text.endswith("idle") else "green", help=row.title or None)
-    if was_busy and not alive["run"].notna().any():
+        idle = pd.isna(row.run)
+        text = f"{row.device}: idle" if idle else f"{row.device}: busy with run {row.run}"
+        st.badge(text, icon=":material/memory:", color="gray" if idle else "green", help=row.title or None)
+    if _situation(alive) != before:
         st.rerun()

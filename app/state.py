@@ -236,6 +236,8 @@ def _consistent(c: Choice) -> Choice:
         c = replace(c, path="")
     if c.images == "starter":
         c = replace(c, images_path="", images_csv="", calibration_path="")
+    if c.pattern != "unstructured":  # the other patterns take the same share from every layer
+        c = replace(c, budget=DEFAULTS.budget)
     return replace(c, keep=min(c.keep, c.group - 1), units=c.units or DEFAULTS.units)
 
 

@@ -102,6 +102,12 @@ def test_a_link_opens_its_view_and_stays_as_it_is(query, choice):
     assert ("really smaller" in said) == (choice.pattern == "structured")
 
 
+def test_a_pattern_with_equal_shares_takes_no_budget_along():
+    at = open_app("budget=mp_edge")
+    at.segmented_control(key="choice.pattern").set_value("n_m").run()
+    assert link(at) == {"pattern": "n_m"} and not at.warning and lost(figure(at))
+
+
 def test_a_pattern_that_fits_no_layer_is_refused_in_words():
     at = open_app("pattern=n_m&keep=1&of=7")
     assert len(at.warning) == 1 and "7" in at.warning[0].value
@@ -233,6 +239,17 @@ def test_the_recipe_of_a_link_is_that_of_the_choice():
     adopted = Recipe(pruning=PruningChoice(pattern="n_m", keep=1, group=4))
     assert state.recipe(state.Choice(steps=0)) == Recipe()
     assert state.recipe(state.Choice(pattern="n_m", keep=1, steps=0)).pruning == adopted.pruning
+
+
+def test_the_sidebar_says_what_the_workers_do():
+    store = Store()
+    store.announce("a", "cpu", "Test CPU")
+    said = [element.value for element in open_app().markdown]
+    assert any("cpu: idle" in text for text in said) and not any("No worker" in text for text in said)
+    run = store.submit(Recipe())
+    store.claim("a", "cpu")
+    store.heartbeat("a", run)
+    assert any(f"cpu: busy with run {run}" in element.value for element in open_app().markdown)
 
 
 def test_every_layer_is_computed_only_when_opened():

@@ -88,6 +88,14 @@ def test_a_finished_run_shows_dense_pruned_and_healed_side_by_side(store):
     assert {"Compare", "Clone", "New run"} <= set(labels(app))
 
 
+@pytest.mark.parametrize("wanted", ["Healing", "Layers", "Latency", "Time spent", "Notes", "Origin", "Recipe"])
+def test_details_open_when_asked_for(store, wanted):
+    app = open_page("prune_and_heal", run=synthetic.done(store))
+    assert len(charts(app)) == 2 and not app.dataframe and not app.code
+    app.segmented_control(key="details").set_value(wanted).run()
+    assert unharmed(app) and len(charts(app)) + len(app.dataframe) + len(app.code) == (4 if wanted == "Healing" else 3)
+
+
 def test_downloads_hold_the_report_the_charts_and_the_recipe(store):
     from app import run_view
 

@@ -102,9 +102,9 @@ def test_open_and_clone_lead_to_the_run(store):
 def test_nonsense_in_the_link_leaves_the_page_standing(store):
     synthetic.done(store)
     app = open_page("runs", runs="7,x,1", status="asleep", find="%_'\"")
-    assert unharmed(app)
+    first = said(app)
     app.run()
-    assert unharmed(app) and "runs = '7,x,1'" in said(app)
+    assert unharmed(app) and "runs = '7,x,1'" in first + said(app)
 
 
 def test_a_thousand_runs_take_no_more_than_300_ms(store):

@@ -76,7 +76,7 @@ def test_the_main_job(address, browser, page, tmp_path, screenshots):
     print(f"first page usable {time.perf_counter() - started:.1f} s after the command")
     _settled(page)
     _no_error(page)
-    page.get_by_text("cpu: idle").wait_for(timeout=60_000)
+    page.get_by_text("cpu: idle").first.wait_for(timeout=60_000)
 
     # one click: the starter loses 90 % and heals, live
     clicked = time.perf_counter()
@@ -120,7 +120,7 @@ def test_the_main_job(address, browser, page, tmp_path, screenshots):
 
     # a second run is cancelled, and says so
     page.goto(f"{url}/?sparsity=0.75&steps=5000")
-    page.get_by_text("cpu: idle").wait_for(timeout=30_000)
+    page.get_by_text("cpu: idle").first.wait_for(timeout=30_000)
     page.get_by_role("button", name="Prune & heal").click()
     page.get_by_role("progressbar").first.wait_for()
     page.get_by_role("button", name="Cancel").click()

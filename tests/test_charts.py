@@ -75,6 +75,8 @@ def test_drift_of_several_runs_shares_one_scale():
     assert fig.layout.coloraxis.cmin == 0 and fig.layout.coloraxis.cmax == pytest.approx(0.8)
     assert list(fig.data[0].y) == ["run 8", "run 3"] and fig.data[0].z[0, 5] == pytest.approx(0.8) and fig.data[0].z[1, 5] == pytest.approx(0.4)
     assert fig.layout.title.text == "Run 3 stays closest to dense, run 8 drifts most"
+    unhealed = rows[~((rows["run"] == 3) & (rows["stage"] == "healed"))]
+    assert drift.by_run(unhealed, {8: "run 8", 3: "run 3"}).layout.title.text == "Run 8 stays closest to dense, run 3 drifts most"
 
 
 def test_front_holds_exactly_the_points_that_no_other_beats():

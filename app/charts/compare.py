@@ -16,7 +16,12 @@ COSTS = {
     "latency_ms": ("Latency", "Latency at batch 1, p50 (ms)"),
     "healing_s": ("Healing time", "Healing time (s)"),
 }
-_LABEL_SIDES = ("top center", "bottom center", "middle right", "middle left")
+# Intervals are vertical, so labels stand beside: pruned to the left, healed to the right, for they often share a cost.
+_LABEL_SIDES = {
+    "dense": ("middle left", "top left"),
+    "pruned": ("middle left", "bottom left", "top left"),
+    "healed": ("middle right", "top right", "bottom right"),
+}
 
 
 def front(points: pd.DataFrame) -> pd.DataFrame:
@@ -95,10 +100,11 @@ def _healing_lines(fig: go.Figure, points: pd.DataFrame, dark: bool) -> None:
 
 def _stage_points(rows: pd.DataFrame, stage: str, cost: str, dark: bool) -> go.Scatter:
     rows = rows.sort_values("cost")
-    sides = [_LABEL_SIDES[i % len(_LABEL_SIDES)] for i in range(len(rows))]
+    sides = [_LABEL_SIDES[stage][i % len(_LABEL_SIDES[stage])] for i in range(len(rows))]
+    labels = [str(run) if stage != "dense" else "dense" if len(rows) == 1 else f"dense {run}" for run in rows["run"]]
     return go.Scatter(
         x=rows["cost"], y=100 * rows["top1"], mode="markers+text", name=stage, marker=theme.marker(stage, dark=dark, size=10),
-        text=["dense" if stage == "dense" else str(run) for run in rows["run"]], textposition=sides, textfont={"size": 11}, cliponaxis=False,
+        text=labels, textposition=sides, textfont={"size": 11}, cliponaxis=False,
         error_y={
             "array": 100 * (rows["high"] - rows["top1"]), "arrayminus": 100 * (rows["top1"] - rows["low"]),
             "thickness": 1.2, "width": 4, "color": theme.tint(theme.stage_colour(stage, dark), 0.7),

@@ -58,40 +58,44 @@ def _depth_title(rows: pd.DataFrame) -> str:
 def by_run(
     drift: pd.DataFrame, labels: dict[int, str], *, metric: str = "cosine_distance", tokens: str = "all", dark: bool = False, keep: object = True
 ) -> go.Figure:
-    """Distance from dense, a row a run and a column a block, pruned beside healed on one colour scale.
+    """Distance from dense, a row a run and a column a block, pruned above healed on one colour scale.
 
     `drift` has the columns run, stage, depth, tokens and the metrics; `labels` names the runs, in the order shown.
     """
     rows = distances(drift, metric=metric, tokens=tokens)
     stages = [stage for stage in theme.STAGES[1:] if len(rows) and stage in set(rows["stage"])]
     runs = [run for run in labels if len(rows) and run in set(rows["run"])]
-    fig = theme.figure(_runs_title(rows, labels), dark=dark, height=150 + 26 * max(3, len(runs)), keep=keep)
+    fig = theme.figure(_runs_title(rows, labels), dark=dark, height=140 + 26 * max(2, len(runs)) * max(1, len(stages)), keep=keep)
     if not stages:
         return fig
     largest = float(rows["distance"].max())
     depths = list(range(int(rows["depth"].max()) + 1))
-    fig.set_subplots(rows=1, cols=len(stages), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=[s.capitalize() for s in stages])
-    for column, stage in enumerate(stages, start=1):
+    fig.set_subplots(rows=len(stages), cols=1, shared_xaxes=True, vertical_spacing=0.12, subplot_titles=[s.capitalize() for s in stages])
+    for panel, stage in enumerate(stages, start=1):
         grid = rows[rows["stage"] == stage].pivot_table(index="run", columns="depth", values="distance").reindex(index=runs, columns=depths)
         fig.add_heatmap(
-            x=depths, y=[labels[run] for run in runs], z=grid.to_numpy(), coloraxis="coloraxis", name=stage, xgap=1, ygap=2, row=1, col=column,
-            texttemplate="%{z:.2g}" if len(depths) <= 12 and len(runs) <= 12 else None, textfont={"size": 11},
+            x=depths, y=[labels[run] for run in runs], z=grid.to_numpy(), coloraxis="coloraxis", name=stage, xgap=1, ygap=2, row=panel, col=1,
+            texttemplate="%{z:.2g}" if len(depths) <= 8 else None, textfont={"size": 11},
             hovertemplate=f"%{{y}}, {stage}, block %{{x}}<br>{METRICS[metric][0].lower()} %{{z:.3g}}<extra></extra>",
         )  # fmt: skip
     fig.update_layout(
         coloraxis={
             "colorscale": theme.sequential(dark), "cmin": 0, "cmax": largest,
-            "colorbar": {"title": {"text": METRICS[metric][0], "side": "right"}, "thickness": 12, "outlinewidth": 0},
+            "colorbar": {"title": {"text": METRICS[metric][0], "side": "right", "font": {"size": 12}}, "thickness": 12, "outlinewidth": 0},
         },
     )  # fmt: skip
-    fig.update_xaxes(title_text="Block, by depth", dtick=1 if len(depths) <= 24 else 4, showgrid=False)
+    fig.update_annotations(font_size=13)
+    fig.update_xaxes(dtick=1 if len(depths) <= 24 else 4, showgrid=False)
+    fig.update_xaxes(title_text="Block, by depth", row=len(stages), col=1)
     fig.update_yaxes(autorange="reversed", showgrid=False)
     return fig
 
 
 def _runs_title(rows: pd.DataFrame, labels: dict[int, str]) -> str:
-    final = rows[rows["stage"] == ("healed" if "healed" in set(rows["stage"]) else "pruned")] if len(rows) else rows
-    means = final.groupby("run")["distance"].mean() if len(final) else pd.Series(dtype=float)
+    if rows.empty:
+        return "Where do the chosen runs drift?"
+    by_stage = rows.pivot_table(index="run", columns="stage", values="distance", aggfunc="mean").reindex(columns=["healed", "pruned"])
+    means = by_stage["healed"].fillna(by_stage["pruned"])  # a run ends healed, or pruned where it was not healed
     if len(means) < 2 or means.max() - means.min() < 0.01 * means.max():
         return "Where do the chosen runs drift?"
     return f"Run {means.idxmin()} stays closest to dense, run {means.idxmax()} drifts most"

@@ -49,7 +49,7 @@ def block_losses(losses: pd.DataFrame, *, dark: bool = False, keep: object = Tru
     fig.add_heatmap(
         x=[str(depth) for depth in grid.columns], y=grid.index, z=grid.to_numpy(), name="blocks",
         zmin=0, zmax=float(losses["loss"].max()), colorscale=theme.sequential(dark),
-        colorbar={"title": {"text": "Block loss", "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        colorbar={"title": {"text": "Block loss", "side": "right", "font": {"size": 12}}, "thickness": 12, "outlinewidth": 0},
         hovertemplate="block %{x}, step %{y}<br>loss %{z:.3g}<extra></extra>",
     )  # fmt: skip
     fig.update_layout(margin_t=48)

@@ -15,6 +15,10 @@ FRONT = (
     "Up and to the left is better; marks joined by the grey line are beaten by no other chosen mark. "
     "Where intervals overlap, these images do not tell the marks apart."
 )
+TIMED = (
+    "Further left is faster, and each run was timed in turns with its own dense network: compare the two marks of one run. "
+    "Marks of different runs also differ by what else their machine was doing."
+)
 DRIFT = (
     "A row a run, a column a block, white is no drift; both panels share one scale. "
     "It shows distance on the drift images, not whether answers are right."
@@ -63,7 +67,7 @@ def against_cost(runs: pd.DataFrame) -> None:
         st.info("None of the chosen runs has an accuracy and this cost. Accuracy needs labelled images; latency needs a measurement at batch 1.")
     else:
         fig = charts.accuracy_against_cost(points, cost=cost, literature=figures, dark=frame.dark(), keep=f"{cost} {ids}")
-        frame.chart(fig, key="accuracy_against_cost", caption=FRONT, data=points)
+        frame.chart(fig, key="accuracy_against_cost", caption=TIMED if cost == "latency_ms" else FRONT, data=points)
     if literature and (figures is None or figures.empty):
         st.caption(f"No published figure of {', '.join(models)} has a value on this axis.")
     unresolved(points)

@@ -127,6 +127,8 @@ def _launch(predicted: WhatIf) -> None:
         st.caption(f"{gone} · {SPEED[chosen.pattern]}", width="stretch", text_alignment="right")
         if st.button("Prune & heal", type="primary", icon=":material/healing:", help=_healing()):
             _start()
+    for note in predicted.notes[predicted.estimate :]:  # the rule of an estimate stands in the chart
+        st.caption(note)
     for reason, rows in dense.groupby("note", sort=False):
         st.caption(f"{len(rows)} layers stay dense, {reason}: {', '.join(rows['layer'].head(6))}{' …' if len(rows) > 6 else ''}")
 

@@ -145,7 +145,7 @@ def _enlarged(inside: pd.DataFrame, selected: tuple[str, str], whose: str) -> No
     controlled = isinstance(row.get("control_counts"), list)
     with_control = state.get("control", False) and controlled
     frame.chart(
-        spectra.spectrum(row, dark=frame.dark(), control=with_control, height=430),
+        spectra.spectrum(row, dark=frame.dark(), control=with_control, height=360),
         key="enlarged",
         controls=lambda: controlled and st.toggle("Randomised control", help=CONTROL_HELP, **state.tie_value("control", False)),
         data=pd.DataFrame({"from": row["bin_edges"][:-1], "to": row["bin_edges"][1:], "eigenvalues": row["counts"]}) if row["counts"] else None,
@@ -160,8 +160,8 @@ def _over_depth(table: pd.DataFrame, selected: tuple[str, str]) -> None:
         spectra.heatmap(table, value, dark=frame.dark()),
         key="depth",
         select=True,
-        controls=lambda: st.segmented_control(
-            "Cells show", list(VALUES), format_func=VALUES.get, required=True, label_visibility="collapsed", **state.tie_value("value", "spikes")
+        controls=lambda: st.selectbox(
+            "Cells show", list(VALUES), format_func=VALUES.get, width=170, label_visibility="collapsed", **state.tie_value("value", "spikes")
         ),
         caption="A cell is a matrix, its block from left to right; × marks one that the law does not describe, whose figures say little. "
         "Edges of differently wide layers are not comparable.",
