@@ -36,7 +36,13 @@ def form() -> None:
 
 
 def submit(recipe: Recipe, *, kind: str = "experiment", parent: int | None = None) -> None:
-    """Queue a run and show it. A browser that already has this very recipe queued or running is shown that run instead."""
+    """Queue a run and show it on this page."""
+    queue(recipe, kind=kind, parent=parent)
+    st.rerun()
+
+
+def queue(recipe: Recipe, *, kind: str = "experiment", parent: int | None = None) -> None:
+    """Queue a run and put it into the address bar. A browser that has this very recipe queued or running gets that run instead."""
     launched = st.session_state.setdefault("launched", {})
     key = (kind, recipe.fingerprint())
     if _active(launched.get(key)):
@@ -46,7 +52,6 @@ def submit(recipe: Recipe, *, kind: str = "experiment", parent: int | None = Non
     for name in ("new", "parent"):
         state.put(name, None)
     state.put("run" if kind == "experiment" else "timing", launched[key])
-    st.rerun()
 
 
 def current() -> Recipe:

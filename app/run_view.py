@@ -32,7 +32,6 @@ CAPTIONS = {
 
 def follow(run: Run) -> None:
     """A queued or running run, drawn again every second; when it ends the whole page is drawn once more."""
-    _head(run)
     st.fragment(_live, run_every="1s")(run.id)
 
 
@@ -69,6 +68,7 @@ def _live(run_id: int) -> None:
         run = store.run(run_id)
         if not run.active:
             st.rerun()
+        _head(run)
         if text := st.session_state.pop("said", None):
             st.info(text, icon=":material/info:")
         if run.status == "queued":

@@ -18,7 +18,7 @@ def compute(network: Network, *, device: str | None = None) -> Profile:
     """The profile of a network; `device` computes the eigenvalues, by default the GPU where there is one. See `Profile` for its parts."""
     layers = prunable(network, include=("*",))
     cost = layer_macs(network).set_index("layer")["macs"]
-    spectra = spectra_table(network, layers=list(layers), device=device)
+    spectra = spectra_table(network, layers=list(layers), randomised=True, device=device)
     facts = {
         "name": network.name, "parameters": sum(p.numel() for p in network.module.parameters()),
         "input_size": list(network.preprocessing.input_size), "num_classes": network.num_classes, "macs_g": float(cost.sum()) / 1e9,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
@@ -31,7 +32,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """Entries in alphabetical order. A trailing underscore keeps Python keywords usable as names."""
-        return sorted(p.stem.rstrip("_") for p in self._folder.glob("*.py") if p.stem != "__init__")
+        return sorted(self._files)
 
     def describe(self, name: str) -> str:
         """First line of the entry's docstring."""
@@ -55,9 +56,11 @@ class Registry:
         """Raise RecipeError unless the entry exists."""
         self._file(name)
 
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        return {path.stem.rstrip("_"): path for path in self._folder.glob("*.py") if path.stem != "__init__"}
+
     def _file(self, name: str) -> Path:
-        for stem in (name, f"{name}_"):
-            path = self._folder / f"{stem}.py"
-            if name.isidentifier() and name in self.names() and path.exists():
-                return path
-        raise RecipeError(f"There is no {self.kind} '{name}'. Choose one of: {', '.join(self.names())}.")
+        if name not in self._files:
+            raise RecipeError(f"There is no {self.kind} '{name}'. Choose one of: {', '.join(self.names())}.")
+        return self._files[name]

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 
 def starter() -> None:
-    """Recovered accuracy on the starter, 64 images, unstructured uniform magnitude; three seeds of images, four healers."""
+    """Recovered accuracy on the starter, 64 images, unstructured uniform magnitude; three seeds of images, three healers."""
     from starfish_lab import experiment
     from starfish_lab.recipe import HealingChoice, ImagesChoice, MeasureChoice, PruningChoice, Recipe
 

@@ -89,6 +89,10 @@ def test_the_main_job(address, browser, page, tmp_path, screenshots):
     page.goto("about:blank")
     page.goto(link)
     page.get_by_role("heading", name="Run 1").wait_for()
+    page.locator(".js-plotly-plot").nth(1).wait_for(timeout=60_000)  # loss and drift of blocks, while it heals
+    if screenshots:
+        page.wait_for_timeout(4_000)
+        page.screenshot(path=str(screenshots / "healing.png"))
     page.get_by_text("done", exact=True).first.wait_for(timeout=240_000)
     print(f"done {time.perf_counter() - clicked:.0f} s after the click")
     page.locator(".js-plotly-plot").nth(1).wait_for()

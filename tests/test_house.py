@@ -50,6 +50,15 @@ def test_what_the_web_process_imports_brings_no_torch():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+def test_the_library_runs_without_the_apps_packages():
+    """A GPU machine may have torch, timm, scipy and pandas only."""
+    code = "import sys\nsys.modules |= dict.fromkeys(['streamlit', 'plotly', 'sqlalchemy', 'sklearn', 'tqdm'])\n"  # None: not importable
+    code += "import starfish_lab.experiment, starfish_lab.export, starfish_lab.profile, starfish_lab.__main__\n"
+    code += "sys.exit(starfish_lab.__main__.main(['spectra', '--set', 'model.name=vit_tiny_patch16_224', '--set', 'model.weights=random']))"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "blocks.11.mlp.fc2" in answer.stdout
+
+
 @pytest.mark.parametrize("setting", settings.ALL, ids=lambda s: s.name)
 def test_every_setting_is_documented(setting):
     assert f"`{setting.name}`" in README

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from app import frame, state
+from app import frame, launch, state
 from app.charts import budget, spectra, theme
 from starfish_lab.healing import METHODS
 from starfish_lab.pruning import BUDGETS, SCORES
@@ -126,7 +126,8 @@ def _launch(predicted: WhatIf) -> None:
     with frame.actions():
         st.caption(f"{gone} · {SPEED[chosen.pattern]}", width="stretch", text_alignment="right")
         if st.button("Prune & heal", type="primary", icon=":material/healing:", help=_healing()):
-            _start()
+            launch.queue(state.recipe())
+            st.switch_page("views/prune_and_heal.py")
     for note in predicted.notes[predicted.estimate :]:  # the rule of an estimate stands in the chart
         st.caption(note)
     for reason, rows in dense.groupby("note", sort=False):
@@ -137,17 +138,6 @@ def _healing() -> str:
     chosen = state.choice()
     steps = f"{chosen.steps} steps" if chosen.steps else "10 epochs"
     return f"{METHODS.describe(chosen.healing)} {steps} on {chosen.calibration} unlabelled images."
-
-
-def _start() -> None:
-    """Submit the run and show it live. A second press while it waits or runs shows the same run."""
-    recipe, launched = state.recipe(), st.session_state.setdefault("launched", {})
-    key = ("experiment", recipe.fingerprint())
-    if key not in launched or not state.store().run(launched[key]).active:
-        launched[key] = state.store().submit(recipe)
-    state.put("new", None)
-    state.put("run", launched[key])
-    st.switch_page("views/prune_and_heal.py")
 
 
 def _details(predicted: WhatIf) -> None:

@@ -97,7 +97,7 @@ def table(runs: pd.DataFrame) -> None:
         listed(shown), placeholder="–", key=key, on_select=choose, selection_mode="multi-row", height=min(560, 38 + 35 * max(len(shown), 3)),
         selection_default={"selection": {"rows": selected, "columns": [], "cells": []}}, column_config=COLUMNS,
     )  # fmt: skip
-    whole = f"{len(runs)} runs" if len(runs) < KNOWN else f"more than {KNOWN:,} runs"
+    whole = f"{len(runs)} run{'' if len(runs) == 1 else 's'}" if len(runs) < KNOWN else f"more than {KNOWN:,} runs"
     st.caption(f"Newest {len(shown)} of {whole}. Narrow the filters to reach older ones." if len(runs) > len(shown) else whole)
 
 

@@ -49,7 +49,7 @@ def _profile(run: Run, *, store: Store, reporter: Reporter, folder: Path, device
     from starfish_lab import profile, whatif
     from starfish_lab.models.loading import load
 
-    store.save_profile(whatif.profile_key(run.recipe.model), profile.compute(load(run.recipe.model)))
+    store.save_profile(whatif.profile_key(run.recipe.model), profile.compute(load(run.recipe.model), device=device))
     return Report()
 
 
