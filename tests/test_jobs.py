@@ -85,6 +85,7 @@ def test_a_run_from_claim_to_report(store, kind):
             reporter.progress(step, 3)
         reporter.note("one image skipped")
         (folder / "healed").mkdir()
+        (folder / "healed" / "recipe.json").write_text("{}")
         return Report({"seconds": [{"stage": device, "seconds": 1.0}]})
 
     kind(function)

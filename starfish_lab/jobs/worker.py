@@ -100,8 +100,8 @@ def _do(store: Store, run: Run, worker: str, device: str, heartbeat: _Heartbeat,
     try:
         folder = _folder(run)
         report = KINDS[run.kind](run, store=store, reporter=reporter, folder=folder, device=device)
-        healed = folder / "healed"
-        ending = (store.finish, (report, str(healed) if healed.exists() else None))
+        healed = folder / "healed"  # its recipe.json is written last, so where that is, the network is whole
+        ending = (store.finish, (report, str(healed) if (healed / "recipe.json").exists() else None))
     except Cancelled:
         ending = (store.release if stop.is_set() else store.mark_cancelled, ())
     except Exception as error:
