@@ -13,7 +13,7 @@ from app import state
 from app.results import paired_speedup
 from starfish_lab import settings, whatif
 from starfish_lab.errors import LabError
-from starfish_lab.recipe import ImagesChoice, Recipe
+from starfish_lab.recipe import ImagesChoice, ModelChoice, Recipe
 from starfish_lab.store import Run
 from starfish_lab.whatif import Profile
 
@@ -24,12 +24,13 @@ class _Missing(Exception):
     """There is no such profile yet. Raised, not returned, so that its absence is not cached."""
 
 
-def find() -> Profile | None:
-    """The chosen network's profile, or None where it has not been made."""
+def find(model: ModelChoice | None = None) -> Profile | None:
+    """The profile of a network, by default the chosen one, or None where it has not been made."""
     try:
-        if state.choice().model == "starter" and BUNDLED.exists():
+        model = model or state.recipe(_model_only()).model
+        if model.name == "starter" and BUNDLED.exists():
             return _bundled(str(BUNDLED), BUNDLED.stat().st_mtime_ns)
-        return _stored(settings.database_url(), whatif.profile_key(state.recipe(_model_only()).model))
+        return _stored(settings.database_url(), whatif.profile_key(model))
     except _Missing:
         return None
 
@@ -52,14 +53,14 @@ def prediction(profile: Profile) -> whatif.WhatIf | None:
         return None
 
 
-def stage_rows(profile: Profile, predicted: whatif.WhatIf | None = None) -> list[dict[str, object]]:
-    """Rows for `frame.figures`: dense, pruned and healed under the present choice.
+def stage_rows(profile: Profile, predicted: whatif.WhatIf | None = None, *, recipe: Recipe | None = None) -> list[dict[str, object]]:
+    """Rows for `frame.figures`: dense, pruned and healed under a recipe, by default the present choice's.
 
     What the latest run of this very recipe measured stands there as measured; before it, what the profile
     predicts stands as an estimate. Dense accuracy and latency come from the latest run of the same network and images.
     """
     try:
-        recipe = state.recipe()
+        recipe = recipe or state.recipe()
         totals = (predicted or whatif.predict(profile, recipe.pruning)).totals
     except LabError:
         recipe, totals = None, {}
@@ -69,7 +70,7 @@ def stage_rows(profile: Profile, predicted: whatif.WhatIf | None = None) -> list
     rows = [dense, pruned, healed]
     for row in rows:
         row["why_top1"] = row["why_latency_ms"] = "not measured yet"
-    if state.choice().pattern != "structured":
+    if recipe is not None and recipe.pruning.pattern != "structured":
         pruned["why_latency_ms"] = healed["why_latency_ms"] = "mask only"
     if recipe is None:
         return rows

@@ -6,10 +6,12 @@ where nothing runs, or new=1 asks for it, the launch form. parent=12 starts the 
 
 from __future__ import annotations
 
+import contextlib
+
 import streamlit as st
 
 from app import frame, launch, profiles, run_view, state
-from starfish_lab.errors import StoreError
+from starfish_lab.errors import LabError, StoreError
 
 
 def shown_run():
@@ -36,10 +38,19 @@ def form() -> None:
     launch.form()
 
 
+def promised(run) -> None:
+    """The figures that a run's recipe promises. A weights file that is gone by now must not hide the run."""
+    with contextlib.suppress(LabError):
+        profile = profiles.find(run.recipe.model)
+        if profile is not None:
+            frame.figures(frame.stage_rows(profile, recipe=run.recipe))
+
+
 run = shown_run()
 if run is None:
     form()
 elif run.active:
+    promised(run)
     state.put("run", run.id)  # so that the link finds it again, and its end does not bring back the form
     run_view.follow(run)
 else:

@@ -48,8 +48,13 @@ def drift(dense: Network, student: Network, images: Tensor, *, device: str = "cp
             module(batch.to(device))
             for depth, (reference, state) in enumerate(zip(wanted.values, found.values, strict=True)):
                 for (tokens, a), (_, b) in zip(_groups(dense, reference), _groups(dense, state)):
-                    sums.setdefault((depth, tokens), _Sums()).add(a.double(), b.double(), per_image=tokens == "image")
+                    sums.setdefault((depth, tokens), _Sums()).add(_exact(a), _exact(b), per_image=tokens == "image")
     return [{"block": dense.blocks[depth], "depth": depth, "tokens": tokens, **one.row()} for (depth, tokens), one in sums.items()]
+
+
+def _exact(state: Tensor) -> Tensor:
+    """In float64, which Apple's devices do not have."""
+    return (state.cpu() if state.device.type == "mps" else state).double()
 
 
 def _groups(network: Network, state: Tensor) -> Iterator[tuple[str, Tensor]]:
