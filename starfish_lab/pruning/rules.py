@@ -96,7 +96,9 @@ def n_m_misfit(in_features: int, conv_groups: int, group: int) -> str:
 
 def refuse_misfits(misfits: Mapping[str, str], layers: int, choice: PruningChoice) -> None:
     """Raise RecipeError where an n:m pattern may not, or can only, leave layers dense."""
-    pattern, named = f"{choice.keep}:{choice.group}", "; ".join(f"{layer}: {reason}" for layer, reason in misfits.items())
+    pattern = f"{choice.keep}:{choice.group}"
+    alike = {reason: [layer for layer in misfits if misfits[layer] == reason] for reason in dict.fromkeys(misfits.values())}
+    named = "; ".join(f"{', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}: {reason}" for reason, found in alike.items())
     if misfits and choice.indivisible == "refuse":
         raise RecipeError(
             f"The pattern {pattern} does not fit {named}. Exclude these layers, or set pruning.indivisible to 'dense' to leave them dense."
