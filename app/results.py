@@ -48,7 +48,8 @@ def merged(base: Recipe, chosen: Recipe) -> Recipe:
         base, name=chosen.name, device=chosen.device,
         model=replace(base.model, name=model.name, weights=model.weights, path=model.path),
         images=replace(
-            base.images, source=images.source, path=images.path, csv=images.csv, calibration_path=images.calibration_path,
+            base.images, source=images.source, path=images.path, csv=images.csv, label_column=images.label_column,
+            calibration_path=images.calibration_path, calibration_csv=images.calibration_csv,
             calibration=images.calibration, drift=images.drift, evaluation=images.evaluation,
         ),
         pruning=replace(

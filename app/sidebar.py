@@ -49,16 +49,28 @@ def _images() -> None:
     if chosen.images == "starter" and chosen.model != "starter":
         st.caption("These are 8×8 digits. Choose images this network was trained for to see its real accuracy.")
     if chosen.images != "starter":
-        st.text_input("Folder or zip", placeholder="/path/to/images", **state.tie("images_path"))
-        if chosen.images == "csv":
-            st.text_input("CSV of file and label", placeholder="/path/to/labels.csv", **state.tie("images_csv"))
-        st.text_input(
-            "Calibration folder", placeholder="same as above",
-            help="Images to heal with; labels are not used. Never overlaps the evaluation images.", **state.tie("calibration_path"),
-        )  # fmt: skip
+        _own_images(tables=chosen.images == "csv")
     st.number_input(
         "Calibration images", min_value=1, max_value=1_000_000, step=16,
         help="How many unlabelled images healing sees. They are kept apart from the images that evaluate.", **state.tie("calibration"),
+    )  # fmt: skip
+
+
+def _own_images(*, tables: bool) -> None:
+    """Where a person's own images lie; `tables` where a CSV says which is which."""
+    st.text_input("Folder or zip", placeholder="/path/to/images", **state.tie("images_path"))
+    if tables:
+        st.text_input("CSV of file and label", placeholder="/path/to/labels.csv", **state.tie("images_csv"))
+        st.text_input("Label column", help="Column of the class: a name, an id or a place in the network's output.", **state.tie("label_column"))
+    st.text_input(
+        "Calibration folder or zip", placeholder="same as above",
+        help="Images to heal with; labels are not used. Never overlaps the evaluation images.", **state.tie("calibration_path"),
+    )  # fmt: skip
+    if tables:
+        st.text_input("Calibration CSV", placeholder="only with a calibration folder", **state.tie("calibration_csv"))
+    st.number_input(
+        "Evaluation images", min_value=0, max_value=10_000_000, step=500, help="How many images accuracy is measured on. 0: all that remain.",
+        **state.tie("evaluation"),
     )  # fmt: skip
 
 

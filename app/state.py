@@ -31,7 +31,9 @@ class Choice:
     images: str = "starter"
     images_path: str = ""
     images_csv: str = ""
+    label_column: str = "label"  # of both tables
     calibration_path: str = ""
+    calibration_csv: str = ""
     calibration: int = 64
     drift: int = 64
     evaluation: int = 0  # 0: all that remain
@@ -49,7 +51,8 @@ class Choice:
 
 # Names in the address bar, where they differ from the field's.
 SHORT = {
-    "path": "file", "images_path": "folder", "images_csv": "table", "calibration_path": "cal_folder",
+    "path": "file", "images_path": "folder", "images_csv": "table", "label_column": "labels", "calibration_path": "cal_folder",
+    "calibration_csv": "cal_table",
     "calibration": "cal", "evaluation": "eval", "group": "of", "healing": "heal",
 }  # fmt: skip
 ALLOWED = {
@@ -147,7 +150,8 @@ def recipe(selected: Choice | None = None) -> Recipe:
     return Recipe(
         model=ModelChoice(name=c.model, weights=c.weights, path=c.path or None),
         images=ImagesChoice(
-            source=c.images, path=c.images_path or None, csv=c.images_csv or None, calibration_path=c.calibration_path or None,
+            source=c.images, path=c.images_path or None, csv=c.images_csv or None, label_column=c.label_column or DEFAULTS.label_column,
+            calibration_path=c.calibration_path or None, calibration_csv=c.calibration_csv or None,
             calibration=c.calibration, drift=c.drift, evaluation=c.evaluation or None,
         ),
         pruning=PruningChoice(score=c.score, budget=c.budget, pattern=c.pattern, sparsity=c.sparsity, keep=c.keep, group=c.group, units=c.units),
@@ -161,7 +165,8 @@ def adopt(known: Recipe) -> None:
     m, i, p, h = known.model, known.images, known.pruning, known.healing
     change(
         model=m.name, weights=m.weights, path=m.path or "", images=i.source, images_path=i.path or "", images_csv=i.csv or "",
-        calibration_path=i.calibration_path or "", calibration=i.calibration, drift=i.drift, evaluation=i.evaluation or 0,
+        label_column=i.label_column, calibration_path=i.calibration_path or "", calibration_csv=i.calibration_csv or "",
+        calibration=i.calibration, drift=i.drift, evaluation=i.evaluation or 0,
         score=p.score, budget=p.budget, pattern=p.pattern, sparsity=p.sparsity, keep=p.keep, group=p.group, units=p.units,
         healing=h.method, steps=h.steps or 0, device=known.device,
     )  # fmt: skip
@@ -235,7 +240,7 @@ def _consistent(c: Choice) -> Choice:
     if c.weights != "file":
         c = replace(c, path="")
     if c.images == "starter":
-        c = replace(c, images_path="", images_csv="", calibration_path="")
+        c = replace(c, images_path="", images_csv="", label_column=DEFAULTS.label_column, calibration_path="", calibration_csv="")
     if c.pattern != "unstructured":  # the other patterns take the same share from every layer
         c = replace(c, budget=DEFAULTS.budget)
     return replace(c, keep=min(c.keep, c.group - 1), units=c.units or DEFAULTS.units)

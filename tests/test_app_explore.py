@@ -117,7 +117,7 @@ def test_a_pattern_that_fits_no_layer_is_refused_in_words():
 def test_nonsense_in_every_value_of_a_link_becomes_the_default_and_is_said_once():
     from app.state import SHORT, Choice
 
-    free = {"path", "images_path", "images_csv", "calibration_path"}  # any text may be a path
+    free = {"path", "images_path", "images_csv", "label_column", "calibration_path", "calibration_csv"}  # any text may be a path or a column
     names = [SHORT.get(f.name, f.name) for f in dataclasses.fields(Choice) if f.name not in free]
     at = open_app("&".join(f"{name}=%3Cno%20sense%3E" for name in names) + "&show=pie&run=x&layer=none")
     assert link(at) == {"layer": "none", "run": "x"}, "run belongs to other pages, which say so themselves"
@@ -270,3 +270,13 @@ def test_the_web_process_never_loads_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=settings.ROOT)
     assert done.stdout.strip().endswith("False"), done.stderr[-2000:]
+
+
+def test_own_images_with_a_table_become_the_recipe(tmp_path):
+    at = open_app("images=csv&folder=/a/val.zip&table=/a/val.csv&labels=wnid&cal_folder=/a/train.zip&cal_table=/a/train.csv&eval=1000")
+    labels = {field.label for field in at.sidebar.text_input} | {field.label for field in at.sidebar.number_input}
+    assert {"Folder or zip", "CSV of file and label", "Label column", "Calibration folder or zip", "Calibration CSV", "Evaluation images"} <= labels
+    next(button for button in at.button if button.label == "Prune & heal").click().run()
+    images = Store().run(1).recipe.images
+    assert (images.source, images.path, images.csv, images.label_column) == ("csv", "/a/val.zip", "/a/val.csv", "wnid")
+    assert (images.calibration_path, images.calibration_csv, images.evaluation) == ("/a/train.zip", "/a/train.csv", 1000)

@@ -21,15 +21,6 @@ FAMILIES = ("tiny_vit", "tiny_resnet", "tiny_convnext")
 TRAINING = [name for name in METHODS.names() if name != "none"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small only wait for a second thread, on a busy machine for long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Watcher(Reporter):
     """Remembers everything; from a given step on asks to stop, or fails like a killed process."""
 

@@ -22,15 +22,6 @@ from starfish_lab.pruning.masks import apply
 from starfish_lab.recipe import HealingChoice
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small only wait for a second thread, on a busy machine for long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def pruned(network: Network, masks: dict) -> Network:
     student = network.copy()
     apply(student.module, masks)
