@@ -96,13 +96,15 @@ def figures(rows: list[dict[str, object]]) -> None:
     """Accuracy, MACs, parameters and latency, a line for each stage, with the change against dense.
 
     A row is a stage: `stage` ('dense', 'pruned', 'healed'), `origin` ('measured', 'literature', 'estimate') and what
-    is known of `top1`, `low`, `high` (fractions), `macs_g`, `parameters_m`, `latency_ms`; `why_<figure>` says in a few
+    is known of `top1`, `low`, `high` (fractions, on `images` images), `macs_g`, `parameters_m`, `latency_ms`; `why_<figure>` says in a few
     words why a figure is missing, `change_<figure>` how it compares with dense where that was measured too. `device`
     names where latency was measured.
     """
     device = next((row["device"] for row in rows if row.get("device")), state.choice().device)
+    images = next((row["images"] for row in rows if row.get("images")), 0)
+    sample = f"top-1, 95 %, n = {theme.count(images)}" if images else "top-1, 95 % interval"
     cards = (
-        _card("Accuracy", "top-1, 95 % interval", "top1", rows, show=_accuracy, change=_points),
+        _card("Accuracy", sample, "top1", rows, show=_accuracy, change=_points),
         _card("MACs", "of one image", "macs_g", rows, show=_macs, change=_ratio("fewer", "more")),
         _card("Parameters", "other than 0", "parameters_m", rows, show=_parameters, change=_ratio("fewer", "more")),
         _card(

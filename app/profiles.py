@@ -98,7 +98,7 @@ def _card() -> dict[str, object]:
     except OSError:
         return {}
     low, high = card["test_interval_95"]
-    return {"top1": card["test_top1"], "low": low, "high": high}
+    return {"top1": card["test_top1"], "low": low, "high": high, "images": card["test_images"]}
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
@@ -109,7 +109,7 @@ def _figures(url: str, run_id: int) -> dict[str, dict[str, object]]:
     for row in report.tables.get("totals", []):
         found.setdefault(row["stage"], {}).update(macs_g=row["macs_g_effective"], parameters_m=row["nonzero_parameters_m"])
     for row in report.tables.get("accuracy", []):
-        found.setdefault(row["stage"], {}).update({name: row[name] for name in ("top1", "low", "high")})
+        found.setdefault(row["stage"], {}).update({name: row[name] for name in ("top1", "low", "high", "images")})
     latency = pd.DataFrame(report.tables.get("latency", []))
     if len(latency):
         for row in latency[latency["batch"] == latency["batch"].min()].to_dict("records"):

@@ -97,6 +97,7 @@ def figure_rows(report, *, device: str = "") -> list[dict[str, object]]:
         found, timed = accuracy.get(stage, {}), latency.get(stage, {})
         rows.append({
             "stage": stage, "origin": "measured", "top1": found.get("top1"), "low": found.get("low"), "high": found.get("high"),
+            "images": found.get("images"),
             "macs_g": totals[stage]["macs_g_effective"], "parameters_m": totals[stage]["nonzero_parameters_m"],
             "latency_ms": timed.get("latency_ms_p50"), "device": timed.get("device", device), "change_latency_ms": paired_speedup(timed),
             "why_top1": "no labels", "why_latency_ms": "not timed" if latency else "not measured",

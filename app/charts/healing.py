@@ -61,7 +61,7 @@ def block_losses(losses: pd.DataFrame, *, dark: bool = False, keep: object = Tru
 def accuracy_by_stage(accuracy: pd.DataFrame, *, dark: bool = False, keep: object = True) -> go.Figure:
     """Top-1 accuracy of dense, pruned and healed, a dot and its 95 % Wilson interval each. Columns: stage, top1, low, high, images."""
     stages = [stage for stage in theme.STAGES if stage in set(accuracy["stage"])] if len(accuracy) else []
-    fig = theme.figure(_accuracy_title(accuracy), dark=dark, height=260, x="Top-1 accuracy (%)", keep=keep)
+    fig = theme.figure(_accuracy_title(accuracy), dark=dark, height=260, x=f"Top-1 accuracy (%){_sample(accuracy)}", keep=keep)
     rows = accuracy.set_index("stage") if stages else accuracy
     for stage in stages:
         row = rows.loc[stage]
@@ -76,6 +76,10 @@ def accuracy_by_stage(accuracy: pd.DataFrame, *, dark: bool = False, keep: objec
     fig.update_yaxes(categoryorder="array", categoryarray=upwards, showgrid=False, range=[-0.6, len(stages) - 0.3])
     fig.update_layout(margin_t=48)
     return fig
+
+
+def _sample(accuracy: pd.DataFrame) -> str:
+    return f", n = {int(accuracy['images'].iloc[0])}" if len(accuracy) else ""
 
 
 def _accuracy_title(accuracy: pd.DataFrame) -> str:
