@@ -48,7 +48,7 @@ def queue(recipe: Recipe, *, kind: str = "experiment", parent: int | None = None
     if _active(launched.get(key)):
         st.session_state["said"] = f"Run {launched[key]} does exactly this already, so it was not started a second time."
     else:
-        launched[key] = state.store().submit(recipe, kind, parent=parent or state.get("parent", 0) or None, owner=_owner())
+        launched[key] = state.backend().submit(recipe, kind, parent=parent or state.get("parent", 0) or None, owner=_owner())
     for name in ("new", "parent"):
         state.put(name, None)
     state.put("run" if kind == "experiment" else "timing", launched[key])

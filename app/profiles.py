@@ -167,12 +167,8 @@ def _invite() -> None:
         if job is not None and job.error:
             st.error(job.error, icon=":material/error:")
         if st.button("Profile this network", type="primary", icon=":material/query_stats:"):
-            state.store().submit(_profile_recipe(), kind="profile")
+            state.backend().submit(state.recipe(_model_only()), "profile")
             st.rerun()
-
-
-def _profile_recipe() -> Recipe:
-    return state.recipe(_model_only())
 
 
 @st.fragment(run_every="1.5s")
@@ -182,7 +178,7 @@ def _wait(run_id: int) -> None:
     if not run.active:
         st.rerun()
     waiting = run.status == "queued"
-    alone = waiting and not state.store().workers()["alive"].any()
+    alone = waiting and state.backend().capacity().empty
     st.status("Waiting for a worker" if waiting else "Reading layers and spectra", state="running", type="compact")
     if alone:
         st.caption("No worker is running. Start one: `python -m starfish_lab worker`")

@@ -9,8 +9,6 @@ import pandas as pd
 from app.charts import theme
 from starfish_lab.recipe import PruningChoice, Recipe
 
-ENDED = ("done", "failed", "cancelled")
-
 
 def pattern(choice: PruningChoice) -> str:
     """What goes, in a few words.

@@ -83,14 +83,13 @@ def _live(run_id: int) -> None:
             st.caption("Close the browser if you like: the run goes on, and stands under Runs.", width="content")
             _new()
             if st.button("Stopping" if run.cancel else "Cancel", icon=":material/stop_circle:", disabled=run.cancel, key="cancel"):
-                store.request_cancel(run_id)
+                state.backend().cancel(run_id)
                 st.rerun()
 
 
 def _queued(run: Run) -> None:
     """Why the run waits, and what would start it."""
-    workers = state.store().workers()
-    alive = workers[workers["alive"]]
+    alive = state.backend().capacity()
     fits = alive[[run.wants in ("auto", device, device.partition(":")[0]) for device in alive["device"]]]
     if alive.empty:
         st.warning(

@@ -75,8 +75,7 @@ def _own_images(*, tables: bool) -> None:
 
 
 def _device() -> None:
-    workers = state.store().workers()
-    alive = workers[workers["alive"]]
+    alive = state.backend().capacity()
     devices = list(dict.fromkeys(["auto", *alive["device"], "cpu", state.choice().device]))
     st.selectbox("Device", devices, format_func=lambda name: "Any free worker" if name == "auto" else name, **state.tie("device"))
     # Polls while a worker is busy or the first is still starting; with idle workers there is nothing to wait for.
@@ -93,8 +92,7 @@ def _situation(alive: pd.DataFrame) -> str:
 
 def _workers(before: str) -> None:
     """The workers; once the situation is another one, the page is drawn again with what is new."""
-    workers = state.store().workers()
-    alive = workers[workers["alive"]]
+    alive = state.backend().capacity()
     if alive.empty:
         st.badge("No worker", icon=":material/power_off:", color="gray")
         st.caption("Runs wait until one is started: `python -m starfish_lab worker`")

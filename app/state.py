@@ -9,6 +9,7 @@ runs write it, because a run asked for before the browser heard of the last chan
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 
 import streamlit as st
@@ -16,6 +17,7 @@ import streamlit as st
 from starfish_lab import settings
 from starfish_lab.errors import RecipeError
 from starfish_lab.healing import METHODS
+from starfish_lab.jobs.protocol import LocalBackend
 from starfish_lab.pruning import BUDGETS, PATTERNS, SCORES
 from starfish_lab.recipe import SOURCES, WEIGHTS, HealingChoice, ImagesChoice, ModelChoice, PruningChoice, Recipe
 from starfish_lab.store import Store
@@ -95,12 +97,12 @@ def tie(field: str) -> dict[str, object]:
     return _tied(f"choice.{field}", getattr(choice(), field), lambda value: change(**{field: tuple(value) if isinstance(value, list) else value}))
 
 
-def tie_value(name: str, default: object) -> dict[str, object]:
-    """Keyword arguments that tie a widget to a page's own value."""
-    return _tied(f"value.{name}", get(name, default), lambda value: put(name, value, default=default))
+def tie_value(name: str, default: object, *, allowed: Collection | None = None) -> dict[str, object]:
+    """Keyword arguments that tie a widget to a page's own value. With `allowed`, other values in a link are told and replaced."""
+    return _tied(f"value.{name}", get(name, default, allowed=allowed), lambda value: put(name, value, default=default))
 
 
-def get(name: str, default: object, *, allowed: object = None) -> object:
+def get(name: str, default: object, *, allowed: Collection | None = None) -> object:
     """A page's own value, of the default's type (text, whole number, number, bool). Nonsense in a link: the default."""
     text = st.session_state["values"].get(name)
     if text is None:
@@ -180,6 +182,11 @@ def store() -> Store:
 @st.cache_resource(show_spinner=False)
 def _store(url: str) -> Store:
     return Store(url)
+
+
+def backend() -> LocalBackend:
+    """What runs recipes: submit, cancel, and which workers are alive."""
+    return LocalBackend(store())
 
 
 def _tied(key: str, value: object, keep) -> dict[str, object]:

@@ -95,7 +95,7 @@ def run(recipe: Recipe, *, reporter: Reporter | None = None, folder: Path | None
     return report
 
 
-def measure_latency(recipe: Recipe, *, reporter: Reporter | None = None, folder: Path | None = None, device: str = "auto") -> Report:
+def measure_latency(recipe: Recipe, *, reporter: Reporter | None = None, device: str = "auto") -> Report:
     """Latency alone: dense against pruned, without images, healing or accuracy. Scores that need images are refused."""
     reporter = reporter or Reporter()
     device = hardware.choose_device(device)

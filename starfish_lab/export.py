@@ -68,20 +68,6 @@ def save(folder: Path, network: Network, recipe: Recipe, *, masks: Masks, facts:
     return folder
 
 
-def pack(folder: Path) -> Path:
-    """The saved network as one zip beside its folder, for sending. Raises StoreError."""
-    target = folder.with_name(folder.name + ".zip")
-    partial = target.with_name(target.name + ".partial")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            for name in (WEIGHTS, DESCRIPTION):
-                archive.write(folder / name, name)
-        os.replace(partial, target)
-    except OSError as error:
-        raise _not_written(target, partial, error) from error
-    return target
-
-
 def load_pruned(path: Path | str) -> Network:
     """The network that `save` wrote, from its folder or zip; it answers bit for bit as the saved one did.
 

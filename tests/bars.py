@@ -57,6 +57,14 @@ def spectra() -> None:
         print(f"DeiT-S: {len(table)} matrices in {time.perf_counter() - started:.2f} s")
 
 
+def step() -> None:
+    """One STARFISH step beside the student's own forward, backward and optimiser step."""
+    import bench_step
+
+    for arguments in (("deit_tiny_patch16_224", "8", "12"), ("deit_tiny_patch16_224", "32", "5"), ("deit_small_patch16_224", "8", "6")):
+        bench_step.main(*arguments)
+
+
 def structured() -> None:
     """Speed-up of the sliced DeiT-S at 50 % (MLP units and Q/K dimensions), batch 8, against what its MACs promise."""
     from starfish_lab import experiment
@@ -97,7 +105,7 @@ def pages() -> None:
             print(f"{page:15s} median {statistics.median(times):.0f} ms, worst {max(times):.0f} ms")
 
 
-BARS: dict[str, Callable[[], None]] = {f.__name__: f for f in (starter, spectra, structured, pages)}
+BARS: dict[str, Callable[[], None]] = {f.__name__: f for f in (starter, spectra, step, structured, pages)}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BARS:

@@ -16,7 +16,6 @@ STAGE_COLOURS = {"dense": "#475569", "pruned": "#c2700a", "healed": "#0d9488"}  
 STAGE_COLOURS_DARK = {"dense": "#8291b5", "pruned": "#f5a524", "healed": "#2dd4bf"}
 STAGE_SYMBOLS = {"dense": "circle", "pruned": "x", "healed": "diamond"}
 
-ORIGINS = ("measured", "literature", "estimate")
 ORIGIN_SUFFIX = {"measured": "", "literature": "-open", "estimate": "-open"}  # appended to a marker symbol
 ORIGIN_DASH = {"measured": "solid", "literature": "solid", "estimate": "dash"}
 

@@ -55,7 +55,11 @@ def against_cost(runs: pd.DataFrame) -> None:
     ids = list(runs["id"])
     with st.container(horizontal=True, vertical_alignment="bottom"):
         cost = st.segmented_control(
-            "Cost", list(charts.COSTS), format_func=lambda name: charts.COSTS[name][0], required=True, **_one_of("cost", "macs_g", charts.COSTS)
+            "Cost",
+            list(charts.COSTS),
+            format_func=lambda name: charts.COSTS[name][0],
+            required=True,
+            **state.tie_value("cost", "macs_g", allowed=charts.COSTS),
         )
         models = runs["model"].unique()
         hint = "Of the same network, hollow, each with its source. Others measured them, on their images."
@@ -98,19 +102,15 @@ def drift_over_depth(runs: pd.DataFrame) -> None:
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
         names = list(drift.METRICS)
-        tied = _one_of("drift_as", names[0], names)
+        tied = state.tie_value("drift_as", names[0], allowed=names)
         metric = st.segmented_control("Drift as", names, format_func=lambda name: drift.METRICS[name][0], required=True, **tied)
         groups = ["all", *(group for group in ("class", "patch") if group in set(rows["tokens"]))]
-        tokens = st.segmented_control("Tokens", groups, format_func=drift.TOKENS.get, required=True, **_one_of("tokens", "all", groups))
+        tokens = st.segmented_control(
+            "Tokens", groups, format_func=drift.TOKENS.get, required=True, **state.tie_value("tokens", "all", allowed=groups)
+        )
     labels = {int(row["id"]): f"run {row['id']}" for row in runs.to_dict("records")}
     fig = drift.by_run(rows, labels, metric=metric, tokens=tokens, dark=frame.dark(), keep=f"{metric} {tokens}")
     frame.chart(fig, key="drift_by_run", caption=DRIFT, data=rows)
-
-
-def _one_of(name: str, default: str, allowed) -> dict[str, object]:
-    """Like state.tie_value, for a value out of a list."""
-    state.get(name, default, allowed=list(allowed))
-    return state.tie_value(name, default)
 
 
 def details(runs: pd.DataFrame) -> None:

@@ -9,7 +9,7 @@ import streamlit as st
 
 from app import frame, launch, profiles, published, results, state
 from app.charts import latency as charts
-from starfish_lab import literature
+from starfish_lab import literature, settings
 from starfish_lab.errors import LabError
 
 KNOWN = 200  # newest done runs whose timings are read
@@ -45,7 +45,10 @@ def pick(timings: pd.DataFrame, published_rows: pd.DataFrame) -> tuple[str, str]
     cards = [*here, *(gpu for gpu in sorted(published_rows["gpu"].unique()) if gpu not in covered)]
     with st.container(horizontal=True, vertical_alignment="bottom"):
         card = st.selectbox(
-            "Machine", cards, format_func=lambda name: name if name in here else f"{name} (literature)", **_one_of("card", cards[0], cards)
+            "Machine",
+            cards,
+            format_func=lambda name: name if name in here else f"{name} (literature)",
+            **state.tie_value("card", cards[0], allowed=cards),
         )
         models = list(dict.fromkeys([
             *(timings.loc[timings["device_name"] == card, "model"] if len(timings) else ()),
@@ -108,18 +111,12 @@ def against_macs(timings: pd.DataFrame, runs: pd.DataFrame) -> None:
         return
     batches = [int(batch) for batch in sorted(found["batch"].unique())]
     batch = (
-        st.segmented_control("Speed-up at batch size", batches, required=True, **_one_of("at_batch", batches[-1], batches))
+        st.segmented_control("Speed-up at batch size", batches, required=True, **state.tie_value("at_batch", batches[-1], allowed=batches))
         if len(batches) > 1
         else batches[0]
     )
     shown = found[found["batch"] == batch]
     frame.chart(charts.speedup_against_macs(shown, dark=frame.dark(), keep=batch), key="speedup_against_macs", caption=MACS, data=shown)
-
-
-def _one_of(name: str, default, allowed) -> dict[str, object]:
-    """Like state.tie_value, for a value out of a list; nonsense in a link is told and replaced."""
-    state.get(name, default, allowed=list(allowed))
-    return state.tie_value(name, default)
 
 
 def _tied(key: str, shown, name: str, default=None) -> dict[str, object]:
@@ -156,7 +153,7 @@ def _timing(run_id: int) -> None:
         run = state.store().run(run_id)
         if run.status == "failed":
             st.error(f"Run {run_id} stopped: {run.error}", icon=":material/error:")
-        elif run.status == "queued" and not state.store().workers()["alive"].any():
+        elif run.status == "queued" and state.backend().capacity().empty:
             st.warning(f"No worker is running, so the measurement waits in the queue as run {run_id}. Start one: `python -m starfish_lab worker`")
         elif run.active:
             share = min(1.0, run.step / run.steps) if run.step and run.steps else 0.0
@@ -171,7 +168,7 @@ profile = profiles.find()
 if profile is not None:
     frame.figures(frame.stage_rows(profile))
 done = state.store().runs(kind=None, status="done", limit=KNOWN)
-timings = measured(state.settings.database_url(), tuple(int(i) for i in done["id"]))
+timings = measured(settings.database_url(), tuple(int(i) for i in done["id"]))
 if len(timings):
     timings = timings.merge(done[["id", "model"]], left_on="run", right_on="id").drop(columns="id")
 hollow = literature.latencies()

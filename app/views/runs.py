@@ -113,7 +113,7 @@ def actions(runs: pd.DataFrame) -> None:
         st.caption(f"{len(here)} chosen" if len(here) else "Choose runs by the boxes on the left.", width="content")
         if active and st.button("Cancel", icon=":material/stop_circle:", key="cancel"):
             for run in active:
-                store.request_cancel(run)
+                state.backend().cancel(run)
             st.rerun()
         if resting:
             with st.popover("Delete", icon=":material/delete:"):
