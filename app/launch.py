@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import streamlit as st
 
-from app import frame, results, state
+from app import basis, frame, results, state
 from app.sidebar import SOURCES
 from starfish_lab.errors import LabError, RecipeError
 from starfish_lab.healing import METHODS
-from starfish_lab.recipe import HealingChoice, Recipe
+from starfish_lab.pruning import SOLVERS
+from starfish_lab.recipe import Recipe
 
-USUAL = HealingChoice()
-LIMITS = {"batch": (1, 65_536), "lr": (1e-7, 1.0)}
+# Values of the healing form in words.
+TRAINING = {
+    "adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "weights": "Pruned layers", "all": "Everything", "calibration": "Calibration",
+    "training": "Training", "none": "None", "flip": "Flip", "crop": "Crop and flip", "timm": "timm", "float32": "float32", "bf16": "bfloat16",
+}  # fmt: skip
+current = basis.current
 
 
 def form() -> None:
     """The recipe in short words, how it is healed, and the button."""
     _said()
-    with st.container(border=True):
-        _what()
-        _how()
     try:
-        recipe = current()
+        recipe, problem = current(), ""
     except RecipeError as error:
-        st.error(str(error), icon=":material/rule:")
-        recipe = None
+        recipe, problem = None, str(error)
+    with st.container(border=True):
+        if recipe is not None:
+            _what(recipe)
+        _how()
+    if problem:
+        st.error(problem, icon=":material/rule:")
     _twin(recipe)
     with frame.actions():
         _open_file()
@@ -54,101 +59,92 @@ def queue(recipe: Recipe, *, kind: str = "experiment", parent: int | None = None
     state.put("run" if kind == "experiment" else "timing", launched[key])
 
 
-def current() -> Recipe:
-    """The experiment to launch: what the pages say, over the recipe that was opened or cloned. Raises RecipeError."""
-    chosen = state.recipe()
-    healing = replace(chosen.healing, batch_size=_own("batch", USUAL.batch_size), learning_rate=_own("lr", USUAL.learning_rate))
-    return results.merged(_base(), replace(chosen, name=state.get("name", ""), healing=healing))
-
-
 def clone(run) -> None:
     """Start the form from a run's recipe; the new run becomes its child."""
-    _adopt(run.recipe)
-    st.session_state.pop("opened", None)
+    basis.let_go()
+    basis.adopt(run.recipe)
     state.put("parent", run.id)
+    _to_form()
+
+
+def open_recipe(recipe: Recipe, *, preset: str = "") -> None:
+    """Show a recipe in the form, ready to change and launch; what no page shows of it is kept.
+
+    `preset` is the key of a published row (`starfish_lab.presets`) where the recipe is one: its link then works anywhere.
+    """
+    basis.opened(recipe, preset=preset)
+    _to_form()
+
+
+def _to_form() -> None:
     state.put("run", None)
     state.put("new", True)
     st.switch_page("views/prune_and_heal.py")
 
 
-def _adopt(recipe: Recipe) -> None:
-    state.adopt(recipe)
-    state.put("name", recipe.name)
-    state.put("batch", recipe.healing.batch_size, default=USUAL.batch_size)
-    state.put("lr", recipe.healing.learning_rate, default=USUAL.learning_rate)
-
-
-def _base() -> Recipe:
-    """The recipe that the form started from: an opened file's, the parent's, or the default."""
-    if "opened" in st.session_state:
-        return st.session_state["opened"]
-    parent = state.get("parent", 0)
-    if parent:
-        try:
-            return state.store().run(parent).recipe
-        except (LabError, OverflowError):
-            state.put("parent", None)
-    return Recipe()
-
-
-def _own(name: str, default: float) -> float:
-    """A value of this form, from the address bar; nonsense there becomes the default."""
-    low, high = LIMITS[name]
-    value = state.get(name, default)
-    if not low <= value <= high:
-        state.put(name, None)
-        st.warning(f"The link says {name} = {value:g}; expected was a number from {low:g} to {high:g}. Used instead: {default:g}.")
-        return default
-    return value
-
-
-def _what() -> None:
-    """What is pruned, in one line, and where to change it."""
-    chosen = state.choice()
-    asked = {name: getattr(chosen, name) for name in ("pattern", "sparsity", "keep", "group", "units")}
-    gone = results.pattern(state.recipe(replace(state.DEFAULTS, **asked)).pruning)
-    name = "The starter" if chosen.model == "starter" else chosen.model
+def _what(recipe: Recipe) -> None:
+    """What is pruned and what comes before and after, in short sentences, and where to change it."""
+    pruning = recipe.pruning
+    name = "The starter" if recipe.model.name == "starter" else recipe.model.name
+    rule = "" if pruning.pattern == "kept" else f": {_rule(recipe)}"
     with st.container(horizontal=True, vertical_alignment="top"):
-        st.markdown(
-            f"**{name}** ({chosen.weights} weights) loses **{gone}**: "
-            f"{chosen.score.replace('_', ' ')} score, {chosen.budget.replace('_', ' ')} budget. "
-            f"It is healed on **{chosen.calibration} images** ({SOURCES[chosen.images].partition(' (')[0].lower()}).",
-            width="stretch",
-        )
-        hint = "Pattern, sparsity, score and budget are chosen on Explore."
+        gone = f"**{name}** ({recipe.model.weights} weights) loses **{results.pattern(pruning)}**{rule}."
+        images = f"Images: {SOURCES[recipe.images.source].partition(' (')[0].lower()}."
+        st.markdown(" ".join(filter(None, [gone, results.before(recipe), results.healing(recipe), images])), width="stretch")
+        hint = "Start, pattern, sparsity, score, budget and merging are chosen on Explore."
         if st.button("Change what goes", key="to_explore", type="tertiary", icon=":material/tune:", help=hint):
             st.switch_page("views/explore.py")
+
+
+def _rule(recipe: Recipe) -> str:
+    """By which score or solver, and which budget where there is one to choose."""
+    pruning = recipe.pruning
+    what = "solver" if pruning.score in SOLVERS.names() else "score"
+    budget = f", {results.name(pruning.budget)} budget" if pruning.pattern == "unstructured" else ""
+    return f"{results.name(pruning.score)} {what}{budget}"
 
 
 def _how() -> None:
     """Healing method and its few numbers."""
     first, second, third = st.columns(3)
     first.selectbox("Healing", METHODS.names(), format_func=lambda name: name.replace("_", " "), **state.tie("healing"))
-    heals = state.choice().healing != "none"
-    hint = "Optimiser steps. 0: 10 epochs over the calibration images."
-    second.number_input("Steps", 0, 1_000_000, step=50, disabled=not heals, help=hint, **state.tie("steps"))
+    off = state.choice().healing == "none"
+    second.number_input("Steps", 0, 1_000_000, step=50, disabled=off, help="Optimiser steps. 0: whole epochs, as set below.", **state.tie("steps"))
     third.text_input("Name", max_chars=80, placeholder="optional", **state.tie_value("name", ""))
     st.caption(METHODS.describe(state.choice().healing))
-    with st.expander("Batch size and learning rate"):
-        left, right = st.columns(2)
-        _own("batch", USUAL.batch_size)
-        _own("lr", USUAL.learning_rate)
-        tied = state.tie_value("batch", USUAL.batch_size)
-        left.number_input("Batch size", *LIMITS["batch"], step=8, disabled=not heals, help="Calibration images in a step.", **tied)
-        hint = f"Of the first step; it falls to {USUAL.final_learning_rate:g} along a cosine."
-        tied = state.tie_value("lr", USUAL.learning_rate)
-        right.number_input("Learning rate", *LIMITS["lr"], step=1e-4, format="%.1e", disabled=not heals, help=hint, **tied)
+    with st.expander("How it trains"):
+        _training(off)
+
+
+def _training(off: bool) -> None:
+    """Everything else of the training phase; off where nothing heals."""
+    limits = {name: values for name, (_, values) in basis.HEALING.items()}
+
+    def number(place, label: str, name: str, hint: str, *, idle: bool = False, **options) -> None:
+        place.number_input(label, *limits[name], disabled=off or idle, help=hint, **options, **basis.tie(name))
+
+    def pick(place, label: str, name: str, hint: str) -> None:
+        place.selectbox(label, limits[name], disabled=off, help=hint, format_func=TRAINING.get, **basis.tie(name))
+
+    first, second, third, fourth = st.columns(4)
+    number(first, "Batch size", "batch", "Images in a step.", step=8)
+    number(second, "Learning rate", "lr", "The highest; it falls along a cosine.", step=1e-4, format="%.1e")
+    number(third, "Epochs", "epochs", "Passes over the images. They count where Steps is 0.", step=1, idle=state.choice().steps > 0)
+    number(fourth, "Warm-up steps", "warmup", "Steps in which the learning rate rises to its highest.", step=100)
+    pick(first, "Optimiser", "optimiser", "Adam is what STARFISH heals with, AdamW what the longer distillations use.")
+    number(second, "Weight decay", "decay", "Pulls what trains towards 0 in every step.", step=0.01, format="%.3g")
+    pick(third, "Trains", "trains", "The weights of the pruned layers that stay, or every parameter. What was removed stays 0 either way.")
+    pick(fourth, "Images", "on", "Training images are shuffled in every epoch; how many there are stands in the sidebar.")
+    pick(first, "Augmentation", "augment", "Random changes of the images: flips, crops, or what timm trains with.")
+    pick(second, "Precision", "precision", "bfloat16 computes in half the memory; weights stay in float32.")
 
 
 def _open_file() -> None:
     """Where the recipe comes from, and the door for another."""
-    parent = state.get("parent", 0)
-    if "opened" in st.session_state or parent:
-        origin = f"run {parent}" if "opened" not in st.session_state else "a recipe file"
+    if origin := basis.origin():
         hint = "Press to let go of it: what only the recipe says (seeds, options, layers) goes back to the defaults."
         if st.button(f"From {origin}", type="tertiary", icon=":material/close:", help=hint):
-            st.session_state.pop("opened", None)
-            state.put("parent", None)
+            basis.let_go()
             st.rerun()
     with st.popover("Open a recipe", icon=":material/upload_file:"):
         hint = "As downloaded from a run, or printed by `python -m starfish_lab recipe`."
@@ -161,16 +157,11 @@ def _opened() -> None:
     if file is None:
         return
     try:
-        recipe = Recipe.from_json(file.getvalue().decode("utf-8"))
-        _adopt(recipe)
+        basis.opened(Recipe.from_json(file.getvalue().decode("utf-8")))
     except UnicodeDecodeError:
         st.session_state["recipe_error"] = f"{file.name} is no text, so it is no recipe. Expected was a run's JSON file. The choice is as it was."
     except LabError as error:
         st.session_state["recipe_error"] = f"{error} The choice is as it was."
-    else:
-        st.session_state["opened"] = recipe
-        state.put("parent", None)
-
 
 def _twin(recipe: Recipe | None) -> None:
     """Whether the same is queued or running already, from any browser, or done."""

@@ -19,10 +19,12 @@ page = st.navigation(
     [
         st.Page("views/explore.py", title="Explore", default=True),
         st.Page("views/spectra.py", title="Spectra"),
+        st.Page("views/tokens.py", title="Tokens"),
         st.Page("views/prune_and_heal.py", title="Prune & heal"),
         st.Page("views/runs.py", title="Runs"),
         st.Page("views/compare.py", title="Compare"),
         st.Page("views/latency.py", title="Latency"),
+        st.Page("views/paper.py", title="Paper's rows", url_path="paper"),
     ],
     position="top",
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from app import state
+from app import basis, state
 from app.results import paired_speedup
 from starfish_lab import settings, whatif
 from starfish_lab.errors import LabError
@@ -47,10 +47,15 @@ def require() -> Profile:
 def prediction(profile: Profile) -> whatif.WhatIf | None:
     """What the present choice would take. Where it cannot be had, the reason stands on the page instead and None comes back."""
     try:
-        return whatif.predict(profile, state.recipe().pruning)
+        return predict(profile, basis.current())
     except LabError as error:
         st.warning(str(error), icon=":material/rule:")
         return None
+
+
+def predict(profile: Profile, recipe: Recipe) -> whatif.WhatIf:
+    """What a recipe would take. Raises LabError where it cannot be told."""
+    return whatif.predict(profile, recipe.pruning, start=recipe.start, tokens=recipe.tokens)
 
 
 def stage_rows(profile: Profile, predicted: whatif.WhatIf | None = None, *, recipe: Recipe | None = None) -> list[dict[str, object]]:
@@ -60,8 +65,8 @@ def stage_rows(profile: Profile, predicted: whatif.WhatIf | None = None, *, reci
     predicts stands as an estimate. Dense accuracy and latency come from the latest run of the same network and images.
     """
     try:
-        recipe = recipe or state.recipe()
-        totals = (predicted or whatif.predict(profile, recipe.pruning)).totals
+        recipe = recipe or basis.current()
+        totals = (predicted or predict(profile, recipe)).totals
     except LabError:
         recipe, totals = None, {}
     dense = {"stage": "dense", "origin": "measured", "macs_g": profile.facts["macs_g"], "parameters_m": profile.facts["parameters"] / 1e6}
@@ -70,7 +75,7 @@ def stage_rows(profile: Profile, predicted: whatif.WhatIf | None = None, *, reci
     rows = [dense, pruned, healed]
     for row in rows:
         row["why_top1"] = row["why_latency_ms"] = "not measured yet"
-    if recipe is not None and recipe.pruning.pattern != "structured":
+    if recipe is not None and recipe.pruning.pattern != "structured" and not any(recipe.tokens.r):
         pruned["why_latency_ms"] = healed["why_latency_ms"] = "mask only"
     if recipe is None:
         return rows

@@ -11,9 +11,10 @@ from starfish_lab import literature
 
 # What papers call the networks that timm names so; the first pattern that fits counts.
 NAMES = (
-    (r"vit_base_patch16_224", ("ViT-B/16",)), (r"vit_large_patch16_224", ("ViT-L/16",)),
+    (r"vit_base_patch16_224", ("ViT-B/16",)), (r"vit_base_patch16_384", ("ViT-B/16 384",)), (r"vit_large_patch16_224", ("ViT-L/16",)),
     (r"deit_tiny", ("DeiT-T",)), (r"deit_small", ("DeiT-S",)), (r"deit_base", ("DeiT-B",)),
     (r"deit3_large", ("DeiT3-L",)), (r"deit3_huge", ("DeiT3-H",)),
+    (r"swin_tiny_patch4_window7_224", ("Swin-T",)), (r"hiera_base_plus", ("Hiera-B+",)), (r"convnext_base", ("ConvNeXt-B",)),
     (r"convnextv2_base", ("ConvNeXtV2-B", "ConvNeXtV2-Base")),
     (r"resnet18\b", ("ResNet18",)), (r"resnet34\b", ("ResNet34",)), (r"resnet50\b", ("ResNet50",)), (r"resnet50d", ("ResNet50d",)),
     (r"resnet101d", ("ResNet101d",)), (r"resnet152d", ("ResNet152d",)),

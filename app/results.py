@@ -7,7 +7,8 @@ from dataclasses import replace
 import pandas as pd
 
 from app.charts import theme
-from starfish_lab.recipe import PruningChoice, Recipe
+from starfish_lab.pruning import STARTS
+from starfish_lab.recipe import ImagesChoice, PruningChoice, Recipe, TokensChoice
 
 
 def pattern(choice: PruningChoice) -> str:
@@ -18,6 +19,8 @@ def pattern(choice: PruningChoice) -> str:
     """
     if choice.pattern == "n_m":
         return f"{choice.keep}:{choice.group}"
+    if choice.pattern == "kept":
+        return "what the start lacks"
     units = f" ({', '.join(choice.units)})" if choice.pattern == "structured" else ""
     return f"{100 * choice.sparsity:g} % {choice.pattern}{units}"
 
@@ -28,9 +31,87 @@ def short(row: pd.Series | dict) -> str:
     >>> short({"id": 7, "name": "", "pattern": "unstructured", "sparsity": 0.9, "method": "starfish"})
     'Run 7 · 90 % unstructured, starfish'
     """
-    kind = "n:m" if row["pattern"] == "n_m" else row["pattern"]
+    kind = {"n_m": "n:m", "kept": "from its start"}.get(row["pattern"], row["pattern"])
     what = row["name"] or f"{100 * row['sparsity']:.3g} % {kind}, {row['method']}"
     return f"Run {row['id']} · {what}"
+
+
+def merged_tokens(tokens: TokensChoice) -> int:
+    """The one number of merged tokens a block that pages show; of one number a block the largest.
+
+    >>> merged_tokens(TokensChoice()), merged_tokens(TokensChoice(r=(8,))), merged_tokens(TokensChoice(r=(2, 4, 0)))
+    (0, 8, 4)
+    """
+    return max(tokens.r, default=0)
+
+
+def before(recipe: Recipe) -> str:
+    """What happens before pruning, in a sentence; '' where pruning starts from the dense network as it is.
+
+    >>> before(Recipe())
+    ''
+    >>> before(Recipe(tokens=TokensChoice(r=(8,)), pruning=PruningChoice(pattern="n_m", permutation="deal")))
+    'Before that every block merges 8 tokens, and inputs are reordered (deal).'
+    """
+    said, start = [], recipe.start
+    if start.method == "file":
+        said.append(f"the network of {start.path} takes the dense one's place")
+    elif STARTS.constant(start.method, "TRAINS", False):
+        long = "an epoch" if start.steps is None else f"{start.steps:,} steps"
+        grid = "" if start.method == "classical_rmt" else f" in steps of {100 * start.step:g} %, {long} a phase"
+        said.append(f"{name(start.method)} cycles prune to {100 * start.sparsity:g} %{grid}, on {_training(recipe.images)}")
+    elif start.method != "dense":
+        said.append(f"the network goes through the start '{name(start.method)}'")
+    if any(recipe.tokens.r):
+        same = len(set(recipe.tokens.r)) == 1
+        said.append(f"every block merges {'' if same else 'up to '}{merged_tokens(recipe.tokens)} tokens")
+    if recipe.pruning.permutation != "none":
+        said.append(f"inputs are reordered ({name(recipe.pruning.permutation)})")
+    return f"Before that {', and '.join(filter(None, [', '.join(said[:-1]), *said[-1:]]))}." if said else ""
+
+
+def healing(recipe: Recipe) -> str:
+    """What healing will do, in a sentence.
+
+    >>> from starfish_lab.recipe import HealingChoice
+    >>> healing(Recipe(healing=HealingChoice(steps=200)))
+    'Healed by starfish: 200 steps of 32 on 64 calibration images, Adam, learning rate 0.0006 → 1e-06.'
+    >>> healing(Recipe(healing=HealingChoice(method="none")))
+    'Not healed.'
+    """
+    h, images = recipe.healing, recipe.images
+    if h.method == "none":
+        return "Not healed."
+    seen = f"{images.calibration:,} calibration images" if h.images == "calibration" else _training(images)
+    said = [
+        f"{f'{h.steps:,} steps' if h.steps else count(h.epochs, 'epoch')} of {h.batch_size} on {seen}",
+        f"{name(h.optimiser)}, learning rate {h.learning_rate:g} → {h.final_learning_rate:g}"
+        + (f" after {h.warmup:,} rising steps" if h.warmup else ""),
+        f"weight decay {h.weight_decay:g}" if h.weight_decay else "",
+        f"gradients clipped at {h.gradient_clip:g}" if h.gradient_clip else "",
+        "every parameter trains, zeros stay" if h.trains == "all" else "",
+        f"augmentation {h.augmentation}" if h.augmentation != "none" else "",
+        "bfloat16" if h.precision == "bf16" else "",
+    ]
+    return f"Healed by {name(h.method)}: {', '.join(filter(None, said))}."
+
+
+def name(entry: str) -> str:
+    """A registry entry's name as a person reads it."""
+    known = {"ser": "SER", "cast": "CAST", "sparsegpt": "SparseGPT", "n_m": "N:M", "classical_rmt": "classical RMT", "mp_edge": "MP edge",
+             "adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}  # fmt: skip
+    return known.get(entry, entry.replace("_", " "))
+
+
+def count(number: int, what: str) -> str:
+    """'1 epoch', '3 epochs'."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _training(images: ImagesChoice) -> str:
+    if images.training == 0:
+        return f"the {images.calibration:,} calibration images"
+    return "all remaining images" if images.training is None else f"{images.training:,} training images"
 
 
 def merged(base: Recipe, chosen: Recipe) -> Recipe:
@@ -39,8 +120,7 @@ def merged(base: Recipe, chosen: Recipe) -> Recipe:
     What only a recipe file can say (preprocessing, seeds, layers in and out, options, measures) stays as in `base`, unless
     the method that the options were for is another one now.
     """
-    model, images, pruning, healing = chosen.model, chosen.images, chosen.pruning, chosen.healing
-    same_budget = base.pruning.budget == pruning.budget
+    model, images, healing = chosen.model, chosen.images, chosen.healing
     same_method = base.healing.method == healing.method
     return replace(
         base, name=chosen.name, device=chosen.device,
@@ -48,16 +128,38 @@ def merged(base: Recipe, chosen: Recipe) -> Recipe:
         images=replace(
             base.images, source=images.source, path=images.path, csv=images.csv, label_column=images.label_column,
             calibration_path=images.calibration_path, calibration_csv=images.calibration_csv,
-            calibration=images.calibration, drift=images.drift, evaluation=images.evaluation,
+            calibration=images.calibration, drift=images.drift, evaluation=images.evaluation, training=images.training,
         ),
-        pruning=replace(
-            base.pruning, score=pruning.score, budget=pruning.budget, pattern=pruning.pattern, sparsity=pruning.sparsity,
-            keep=pruning.keep, group=pruning.group, units=pruning.units, options=base.pruning.options if same_budget else {},
-        ),
+        start=_merged_start(base, chosen),
+        tokens=base.tokens if merged_tokens(base.tokens) == merged_tokens(chosen.tokens) else replace(base.tokens, r=chosen.tokens.r),
+        pruning=_merged_pruning(base.pruning, chosen.pruning),
         healing=replace(
-            base.healing, method=healing.method, steps=healing.steps, batch_size=healing.batch_size, learning_rate=healing.learning_rate,
-            final_learning_rate=min(base.healing.final_learning_rate, healing.learning_rate), options=base.healing.options if same_method else {},
+            healing, final_learning_rate=min(base.healing.final_learning_rate, healing.learning_rate), gradient_clip=base.healing.gradient_clip,
+            seed=base.healing.seed, options=base.healing.options if same_method else {},
         ),
+    )  # fmt: skip
+
+
+def _merged_start(base: Recipe, chosen: Recipe):
+    start = chosen.start
+    kept = base.start.options if base.start.method == start.method else {}
+    return replace(
+        base.start, method=start.method, path=start.path, sparsity=start.sparsity, step=min(base.start.step, start.sparsity), options=kept
+    )  # fmt: skip
+
+
+PAGE_OPTIONS = ("signal", "beta")  # of a budget, which pages show
+
+
+def _merged_pruning(base: PruningChoice, chosen: PruningChoice) -> PruningChoice:
+    kept = {key: value for key, value in base.options.items() if key not in PAGE_OPTIONS} if base.budget == chosen.budget else {}
+    options = kept | chosen.options
+    return replace(
+        base, score=chosen.score, budget=chosen.budget, pattern=chosen.pattern, sparsity=chosen.sparsity,
+        keep=chosen.keep, group=chosen.group, units=chosen.units, permutation=chosen.permutation,
+        options=base.options if options == base.options else options,  # 1 and 1.0 are equal, and the opened recipe's own stays
+        score_options=base.score_options if base.score == chosen.score else {},
+        permutation_options=base.permutation_options if base.permutation == chosen.permutation else {},
     )  # fmt: skip
 
 

@@ -12,14 +12,14 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from app import frame, launch, results, state
+from app import before_view, certificate_view, frame, launch, results, state
 from app.charts import drift, healing, theme
 from starfish_lab.report import Report
 from starfish_lab.store import Run
 
 STAGES = {
     "load": "Opening network and images", "prune": "Pruning", "measure pruned": "Measuring the pruned network", "heal": "Healing",
-    "measure healed": "Measuring the healed network", "spectra": "Spectra", "latency": "Timing", "save": "Saving",
+    "measure healed": "Measuring the healed network", "certificates": "Certificates", "spectra": "Spectra", "latency": "Timing", "save": "Saving",
 }  # fmt: skip
 COLOURS = {"queued": "gray", "running": "blue", "done": "green", "failed": "red", "cancelled": "orange"}
 CAPTIONS = {
@@ -191,6 +191,8 @@ def _done(run: Run) -> None:
             shown = drift.over_depth(drifted, dark=dark, keep=run.id)
             frame.chart(shown, key=f"run_{run.id}_drift", caption=CAPTIONS["drift"], data=drifted)
         _downloads(run, report)
+        before_view.section(run, report)
+        certificate_view.section(run, report)
         _details(run, report)
 
 
@@ -258,6 +260,8 @@ def _charts(run: Run, report: Report) -> str:
         figures.append(healing.loss_curve(report.frame("losses")))
     if len(report.frame("block_losses")):
         figures.append(healing.block_losses(report.frame("block_losses")))
+    figures += before_view.figures(report)
+    figures += certificate_view.figures(report)
     parts = [fig.to_html(full_html=False, include_plotlyjs=i == 0, config=theme.CONFIG) for i, fig in enumerate(figures)]
     title = f"STARFISH Lab, run {run.id}"
     return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><body>{"".join(parts)}</body></html>'

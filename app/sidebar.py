@@ -7,6 +7,7 @@ import streamlit as st
 
 from app import state
 from starfish_lab.models import PAPER_MODELS
+from starfish_lab.pruning import STARTS
 
 WEIGHTS_HELP = "Pretrained: timm downloads them once. File: .safetensors, or .pt/.pth that holds tensors only. Random: untrained, to try things out."
 SOURCES = {
@@ -32,7 +33,8 @@ def _model() -> None:
     st.selectbox(
         "Model", known if chosen.model in known else [*known, chosen.model], accept_new_options=True,
         format_func=lambda name: "Starter, a small ViT" if name == "starter" else name,
-        help="The bundled starter, a network of the papers, or any timm name typed in: vit_*, deit_*, deit3_*, convnextv2_*, resnet*.",
+        help="The bundled starter, a network of the papers, or any timm name typed in: vit_*, deit_*, deit3_*, swin_*, hiera_*, convnext_*, "
+        "convnextv2_*, resnet*.",
         **state.tie("model"),
     )  # fmt: skip
     if chosen.model == "starter":
@@ -54,6 +56,12 @@ def _images() -> None:
         "Calibration images", min_value=1, max_value=1_000_000, step=16,
         help="How many unlabelled images healing sees. They are kept apart from the images that evaluate.", **state.tie("calibration"),
     )  # fmt: skip
+    if chosen.training or STARTS.constant(chosen.start, "TRAINS", False) or state.get("on", "calibration") == "training":
+        st.number_input(
+            "Training images", min_value=-1, max_value=10_000_000, step=500,
+            help="Labelled images for what trains longer: cycles and distillation. 0: the calibration images; −1: all that remain.",
+            **state.tie("training"),
+        )  # fmt: skip
 
 
 def _own_images(*, tables: bool) -> None:

@@ -10,68 +10,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 
 import streamlit as st
 
+from app import choice as choices
+from app.choice import ALLOWED, DEFAULTS, FORMS, RANGES, SHORT, Choice
 from starfish_lab import settings
-from starfish_lab.errors import RecipeError
-from starfish_lab.healing import METHODS
 from starfish_lab.jobs.protocol import LocalBackend
-from starfish_lab.pruning import BUDGETS, PATTERNS, SCORES
-from starfish_lab.recipe import SOURCES, WEIGHTS, HealingChoice, ImagesChoice, ModelChoice, PruningChoice, Recipe
+from starfish_lab.recipe import Recipe
 from starfish_lab.store import Store
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What the pages are about, in plain values. Empty text and 0 mean 'not given'."""
-
-    model: str = "starter"
-    weights: str = "bundled"
-    path: str = ""  # of a weights file
-    images: str = "starter"
-    images_path: str = ""
-    images_csv: str = ""
-    label_column: str = "label"  # of both tables
-    calibration_path: str = ""
-    calibration_csv: str = ""
-    calibration: int = 64
-    drift: int = 64
-    evaluation: int = 0  # 0: all that remain
-    score: str = "magnitude"
-    budget: str = "uniform"
-    pattern: str = "unstructured"
-    sparsity: float = 0.9
-    keep: int = 2
-    group: int = 4
-    units: tuple[str, ...] = ("mlp", "qk")
-    healing: str = "starfish"
-    steps: int = 200  # 0: the paper's 10 epochs over the calibration images
-    device: str = "auto"
-
-
-# Names in the address bar, where they differ from the field's.
-SHORT = {
-    "path": "file", "images_path": "folder", "images_csv": "table", "label_column": "labels", "calibration_path": "cal_folder",
-    "calibration_csv": "cal_table",
-    "calibration": "cal", "evaluation": "eval", "group": "of", "healing": "heal",
-}  # fmt: skip
-ALLOWED = {
-    "weights": lambda: WEIGHTS,
-    "images": lambda: SOURCES,
-    "score": SCORES.names,
-    "budget": BUDGETS.names,
-    "pattern": PATTERNS.names,
-    "units": lambda: ("mlp", "qk"),
-    "healing": METHODS.names,
-}
-RANGES = {
-    "calibration": (1, 1_000_000), "drift": (4, 1_000_000), "evaluation": (0, 10_000_000), "sparsity": (0.01, 0.99),
-    "keep": (1, 63), "group": (2, 64), "steps": (0, 1_000_000),
-}  # fmt: skip
-FORMS = {"model": r"[A-Za-z0-9_.\-]{1,100}", "device": r"auto|cpu|mps|cuda(:\d{1,2})?"}
-DEFAULTS = Choice()
 
 
 def sync() -> None:
@@ -88,7 +36,7 @@ def choice() -> Choice:
 
 def change(**values: object) -> None:
     """Replace fields of the choice, keep what depends on them consistent, and write the address bar."""
-    st.session_state["choice"] = _consistent(replace(choice(), **values))
+    st.session_state["choice"] = choices.consistent(replace(choice(), **values), pattern_first="pattern" in values and "score" not in values)
     _write()
 
 
@@ -97,23 +45,26 @@ def tie(field: str) -> dict[str, object]:
     return _tied(f"choice.{field}", getattr(choice(), field), lambda value: change(**{field: tuple(value) if isinstance(value, list) else value}))
 
 
-def tie_value(name: str, default: object, *, allowed: Collection | None = None) -> dict[str, object]:
-    """Keyword arguments that tie a widget to a page's own value. With `allowed`, other values in a link are told and replaced."""
-    return _tied(f"value.{name}", get(name, default, allowed=allowed), lambda value: put(name, value, default=default))
+def tie_value(
+    name: str, default: object, *, allowed: Collection | None = None, limits: tuple[float, float] | None = None
+) -> dict[str, object]:  # fmt: skip
+    """Keyword arguments that tie a widget to a page's own value. With `allowed` or `limits`, other values in a link are told and replaced."""
+    return _tied(f"value.{name}", get(name, default, allowed=allowed, limits=limits), lambda value: put(name, value, default=default))
 
 
-def get(name: str, default: object, *, allowed: Collection | None = None) -> object:
+def get(name: str, default: object, *, allowed: Collection | None = None, limits: tuple[float, float] | None = None) -> object:
     """A page's own value, of the default's type (text, whole number, number, bool). Nonsense in a link: the default."""
     text = st.session_state["values"].get(name)
     if text is None:
         return default
     try:
         value = _parse(text, default)
-        if allowed is None or value in allowed:
+        if (allowed is None or value in allowed) and (limits is None or limits[0] <= value <= limits[1]):
             return value
     except ValueError:
         pass
-    _complain(name, text, f"one of {', '.join(map(str, allowed))}" if allowed else _expected(default), default)
+    expected = f"one of {', '.join(map(str, allowed))}" if allowed else _expected(default)
+    _complain(name, text, f"a number from {limits[0]:g} to {limits[1]:g}" if limits else expected, default)
     put(name, None)
     return default
 
@@ -144,34 +95,12 @@ def messages() -> list[str]:
 
 def recipe(selected: Choice | None = None) -> Recipe:
     """The experiment that the choice describes. Raises RecipeError with a text to show as it stands."""
-    c = selected or choice()
-    if c.weights == "file" and not c.path:
-        raise RecipeError("Weights from a file need its path: give it under Weights in the sidebar, or choose another origin.")
-    if c.images != "starter" and not c.images_path:
-        raise RecipeError(f"Images from '{c.images}' need a folder or zip: give its path under Images in the sidebar.")
-    return Recipe(
-        model=ModelChoice(name=c.model, weights=c.weights, path=c.path or None),
-        images=ImagesChoice(
-            source=c.images, path=c.images_path or None, csv=c.images_csv or None, label_column=c.label_column or DEFAULTS.label_column,
-            calibration_path=c.calibration_path or None, calibration_csv=c.calibration_csv or None,
-            calibration=c.calibration, drift=c.drift, evaluation=c.evaluation or None,
-        ),
-        pruning=PruningChoice(score=c.score, budget=c.budget, pattern=c.pattern, sparsity=c.sparsity, keep=c.keep, group=c.group, units=c.units),
-        healing=HealingChoice(method=c.healing, steps=c.steps or None),
-        device=c.device,
-    )  # fmt: skip
+    return choices.recipe(selected or choice())
 
 
 def adopt(known: Recipe) -> None:
     """Make the choice that of a recipe, e.g. a past run's: clone with edits."""
-    m, i, p, h = known.model, known.images, known.pruning, known.healing
-    change(
-        model=m.name, weights=m.weights, path=m.path or "", images=i.source, images_path=i.path or "", images_csv=i.csv or "",
-        label_column=i.label_column, calibration_path=i.calibration_path or "", calibration_csv=i.calibration_csv or "",
-        calibration=i.calibration, drift=i.drift, evaluation=i.evaluation or 0,
-        score=p.score, budget=p.budget, pattern=p.pattern, sparsity=p.sparsity, keep=p.keep, group=p.group, units=p.units,
-        healing=h.method, steps=h.steps or 0, device=known.device,
-    )  # fmt: skip
+    change(**choices.values(known))
 
 
 def store() -> Store:
@@ -210,7 +139,7 @@ def _read() -> None:
             values |= _checked(names[name], name, text)
         elif re.fullmatch(r"[a-z_]{1,20}", name) and len(text) <= 200:
             st.session_state["values"][name] = text
-    st.session_state["choice"] = _consistent(replace(DEFAULTS, **values))
+    st.session_state["choice"] = choices.consistent(replace(DEFAULTS, **values))
 
 
 def _checked(field: str, name: str, text: str) -> dict[str, object]:
@@ -238,25 +167,10 @@ def _checked(field: str, name: str, text: str) -> dict[str, object]:
     return {field: value}
 
 
-def _consistent(c: Choice) -> Choice:
-    """Bundled weights belong to the starter alone; a path belongs to weights from a file; n:m keeps fewer than it looks at."""
-    if c.model == "starter":
-        c = replace(c, weights="bundled", path="")
-    elif c.weights == "bundled":
-        c = replace(c, weights="pretrained")
-    if c.weights != "file":
-        c = replace(c, path="")
-    if c.images == "starter":
-        c = replace(c, images_path="", images_csv="", label_column=DEFAULTS.label_column, calibration_path="", calibration_csv="")
-    if c.pattern != "unstructured":  # the other patterns take the same share from every layer
-        c = replace(c, budget=DEFAULTS.budget)
-    return replace(c, keep=min(c.keep, c.group - 1), units=c.units or DEFAULTS.units)
-
-
 def _write() -> None:
     """Whatever differs from its default, into the address bar."""
     present = choice()
-    usual = replace(_consistent(replace(DEFAULTS, model=present.model)), model=DEFAULTS.model)
+    usual = replace(choices.consistent(replace(DEFAULTS, model=present.model)), model=DEFAULTS.model)
     changed = [f.name for f in fields(Choice) if getattr(present, f.name) != getattr(usual, f.name)]
     wanted = {SHORT.get(name, name): _text(getattr(present, name)) for name in changed}
     wanted |= st.session_state["values"]
@@ -285,7 +199,9 @@ def _text(value: object) -> str:
         return "1" if value else "0"
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return str(value)
 
 
 def _expected(default: object) -> str:

@@ -113,6 +113,19 @@ def recipe(arguments: argparse.Namespace) -> str:
     return _recipe(arguments).to_json()
 
 
+def presets(arguments: argparse.Namespace) -> pd.DataFrame:
+    """The published rows that recipes exist for, with their figures (%); their keys stand for a recipe in every command."""
+    from fnmatch import fnmatchcase
+
+    from starfish_lab.presets import note, presets
+
+    table = presets()
+    table = table[[fnmatchcase(key, arguments.filter or "*") for key in table["key"]]].reset_index(drop=True)
+    if arguments.json:
+        return table.assign(note=[note(key) for key in table["key"]])
+    return table[["key", "timm_name", "method", "top1", "dense_top1"]]
+
+
 def train_starter(arguments: argparse.Namespace) -> pd.DataFrame:
     """Train the bundled starter again, and profile it."""
     from starfish_lab import profile
@@ -141,13 +154,21 @@ def app(arguments: argparse.Namespace) -> int:
 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:
-    base = Recipe()
-    if arguments.recipe:
-        try:
-            base = Recipe.from_json(Path(arguments.recipe).read_text())
-        except OSError as error:
-            raise LabError(f"The recipe {arguments.recipe} cannot be read: {error.strerror}. Give the path of a recipe JSON file.") from None
-    return edit(base, arguments.set)
+    return edit(_opened(arguments.recipe) if arguments.recipe else Recipe(), arguments.set)
+
+
+def _opened(name: str) -> Recipe:
+    """A recipe from a file, or a published row's by its key."""
+    from starfish_lab import presets
+
+    if not Path(name).exists() and name in set(presets.presets()["key"]):
+        return presets.recipe_of(name)
+    try:
+        return Recipe.from_json(Path(name).read_text())
+    except OSError as error:
+        raise LabError(
+            f"The recipe {name} cannot be read: {error.strerror}. Give the path of a recipe JSON file, or a key that `presets` lists."
+        ) from None
 
 
 def _foreground(store, recipe: Recipe, kind: str, table: Callable) -> pd.DataFrame:
@@ -197,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=function.__doc__.partition("\n")[0], description=function.__doc__)
         sub.add_argument("--json", action="store_true", help="print the table as JSON")
         if takes_recipe:
-            sub.add_argument("recipe", nargs="?", help="a recipe JSON file; without it, the default recipe")
+            sub.add_argument("recipe", nargs="?", help="a recipe JSON file or a key of presets; without it, the default recipe")
             sub.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field, e.g. pruning.sparsity=0.75")
         sub.set_defaults(function=function)
         return sub
@@ -217,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluating = command(evaluate, takes_recipe=True)
     evaluating.add_argument("--network", required=True, help="folder or zip written by export")
     command(recipe, takes_recipe=True)
+    command(presets).add_argument("filter", nargs="?", help="a glob over keys, e.g. 'deit-b.*'")
     training = command(train_starter)
     training.add_argument("--to", default=str(settings.ASSETS / "starter"), help="folder to write to")
     training.add_argument("--epochs", type=int, default=120)

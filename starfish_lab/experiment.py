@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,13 +15,16 @@ from starfish_lab import data, export
 from starfish_lab.errors import LabError
 from starfish_lab.execution import slicing
 from starfish_lab.healing.heal import heal
-from starfish_lab.measure import accuracy, hardware, latency, macs
+from starfish_lab.measure import accuracy, certificate_layers, certificates, hardware, latency
+from starfish_lab.measure.costs import layer_rows, ledger_rows, totals_row
 from starfish_lab.measure.drift import drift
 from starfish_lab.models.loading import load
-from starfish_lab.models.network import Network, layer_kind
+from starfish_lab.models.network import Network
+from starfish_lab.preparation import Prepared, begin, prepare
 from starfish_lab.progress import Reporter
+from starfish_lab.pruning import cycles
 from starfish_lab.pruning import masks as masking
-from starfish_lab.pruning.prune import MaskResult, make_masks, pruned
+from starfish_lab.pruning.prune import MaskResult
 from starfish_lab.recipe import Recipe
 from starfish_lab.report import Report
 from starfish_lab.spectra.layers import spectra_table
@@ -32,7 +36,7 @@ EQUAL = 1e-5  # of the largest logit: a sliced network that differs more is not 
 def run(recipe: Recipe, *, reporter: Reporter | None = None, folder: Path | None = None, device: str = "auto") -> Report:
     """Prune, heal and measure what the recipe says.
 
-    `folder` receives the healing checkpoint (from which an interrupted run goes on) and, under `healed`,
+    `folder` receives the checkpoints of cycles and healing (from which an interrupted run goes on) and, under `healed`,
     the healed network. Raises LabError for what the person can mend and Cancelled when asked to stop.
     """
     reporter = reporter or Reporter()
@@ -42,15 +46,18 @@ def run(recipe: Recipe, *, reporter: Reporter | None = None, folder: Path | None
     with _stage(report, reporter, "load"):
         dense = load(recipe.model)
         splits = data.open_images(recipe.images, dense)
-        calibration = splits.calibration.tensor()
+        splits.calibration.tensor()  # an image that cannot be read stops the run here, not after pruning
         drift_images = splits.drift.tensor()
         _note(report, reporter, splits.notes)
 
+    begun = cycles.StartResult(dense)
+    if recipe.start.method != "dense":
+        with _stage(report, reporter, "start"):
+            begun = begin(dense, recipe, splits, device=device, reporter=reporter, folder=folder)
     with _stage(report, reporter, "prune"):
-        result = make_masks(dense, recipe.pruning, calibration=calibration, device=device)
-        student = pruned(dense, result.masks)
-        _note(report, reporter, [*result.notes, *(f"{layer} stays dense: {reason}." for layer, reason in result.left_dense.items())])
-        report.add("layers", layer_rows(dense, result))
+        prepared = prepare(dense, begun, recipe, splits, device=device, reporter=reporter)
+        _prepared(report, reporter, dense, prepared, recipe)
+    result, student = prepared.result, prepared.network
 
     stages = {"dense": dense, "pruned": student}
     with _stage(report, reporter, "measure pruned"):
@@ -60,8 +67,8 @@ def run(recipe: Recipe, *, reporter: Reporter | None = None, folder: Path | None
         with _stage(report, reporter, "heal"):
             healed = student.copy()
             healing = heal(
-                dense, healed, result.masks, calibration, recipe.healing,
-                labels=splits.calibration.labels, device=device, reporter=reporter, checkpoint=folder / CHECKPOINT if folder else None,
+                dense, healed, result.masks, splits.calibration, recipe.healing, training=splits.training,
+                device=device, reporter=reporter, checkpoint=folder / CHECKPOINT if folder else None,
             )  # fmt: skip
             stages["healed"] = healed
             report.add("losses", [{"step": step, "loss": loss} for step, loss in healing.losses])
@@ -77,6 +84,10 @@ def run(recipe: Recipe, *, reporter: Reporter | None = None, folder: Path | None
     for name, network in stages.items():
         report.add("totals", [totals_row(name, network, result, small if name != "dense" else None)])
 
+    if recipe.measure.certificates:
+        with _stage(report, reporter, "certificates"):
+            _certify(report, reporter, stages, answers, prepared, splits, device)
+
     if recipe.measure.spectra:
         with _stage(report, reporter, "spectra"):
             for name, network in stages.items():
@@ -91,64 +102,40 @@ def run(recipe: Recipe, *, reporter: Reporter | None = None, folder: Path | None
         with _stage(report, reporter, "save"):
             _save(report, reporter, folder / "healed", small or final, recipe, result)
             (folder / CHECKPOINT).unlink(missing_ok=True)
+            shutil.rmtree(folder / cycles.FOLDER, ignore_errors=True)
     _provenance(report, recipe, dense, device)
     return report
 
 
 def measure_latency(recipe: Recipe, *, reporter: Reporter | None = None, device: str = "auto") -> Report:
-    """Latency alone: dense against pruned, without images, healing or accuracy. Scores that need images are refused."""
+    """Latency alone: dense against pruned, without images, healing or accuracy. What needs images is refused."""
     reporter = reporter or Reporter()
     device = hardware.choose_device(device)
     report = Report()
     with _stage(report, reporter, "load"):
         dense = load(recipe.model)
     with _stage(report, reporter, "prune"):
-        result = make_masks(dense, recipe.pruning, device=device)
-        student = pruned(dense, result.masks)
-        report.add("layers", layer_rows(dense, result))
+        begun = begin(dense, recipe, None, device=device, reporter=reporter)
+        prepared = prepare(dense, begun, recipe, None, device=device, reporter=reporter)
+        _prepared(report, reporter, dense, prepared, recipe)
         noise = torch.randn(8, *dense.preprocessing.input_size, generator=torch.Generator().manual_seed(0))
-        small = _sliced(report, reporter, student, result, noise)
-    for name, network in {"dense": dense, "pruned": student}.items():
-        report.add("totals", [totals_row(name, network, result, small if name == "pruned" else None)])
+        small = _sliced(report, reporter, prepared.network, prepared.result, noise)
+    for name, network in {"dense": dense, "pruned": prepared.network}.items():
+        report.add("totals", [totals_row(name, network, prepared.result, small if name == "pruned" else None)])
     with _stage(report, reporter, "latency"):
-        report.add("latency", _latency(recipe, dense, "pruned", small or student, bool(small), reporter, device))
+        report.add("latency", _latency(recipe, dense, "pruned", small or prepared.network, bool(small), reporter, device))
     _provenance(report, recipe, dense, device)
     return report
 
 
-def layer_rows(dense: Network, result: MaskResult) -> list[dict[str, object]]:
-    """What each prunable layer loses: one row a layer, in depth order."""
-    cost = macs.layer_macs(dense).set_index("layer")["macs"]
-    rows = []
-    for layer, mask in result.masks.items():
-        removed = int((~mask).sum())
-        share, gmacs = removed / mask.numel(), float(cost[layer]) / 1e9
-        rows.append({
-            "layer": layer, "block": dense.block_of(layer), "depth": dense.depth_of(layer), "kind": layer_kind(layer),
-            "weights": mask.numel(), "removed": removed, "sparsity": share,
-            "macs_g": gmacs, "macs_g_effective": gmacs * (1 - share), "note": result.left_dense.get(layer, ""),
-        })  # fmt: skip
-    return rows
-
-
-def totals_row(stage: str, network: Network, result: MaskResult, small: Network | None) -> dict[str, object]:
-    """Size and cost of a stage; `small` is its sliced form where it has one."""
-    parameters, cost = _parameters(network), macs.total_macs(network)
-    left, effective = parameters, cost
-    gone = masking.sparsity(network.module, result.masks if stage != "dense" else {})
-    if small is not None:
-        parameters = left = _parameters(small)
-        cost = effective = macs.total_macs(small)
-    elif stage != "dense":
-        left, effective = parameters - gone.removed, macs.effective_macs(network, result.masks)
-    return {
-        "stage": stage, "parameters_m": parameters / 1e6, "nonzero_parameters_m": left / 1e6,
-        "sparsity_prunable": gone.of_prunable, "sparsity_all": gone.of_all, "macs_g": cost / 1e9, "macs_g_effective": effective / 1e9,
-    }  # fmt: skip
-
-
-def _parameters(network: Network) -> int:
-    return sum(p.numel() for p in network.module.parameters())
+def _prepared(report: Report, reporter: Reporter, dense: Network, prepared: Prepared, recipe: Recipe) -> None:
+    """What is known of the pruned network before anything is measured."""
+    left = prepared.result.left_dense
+    _note(report, reporter, [*prepared.notes, *(f"{layer} stays dense: {reason}." for layer, reason in left.items())])
+    for table, rows in prepared.tables.items():
+        report.add(table, rows)
+    report.add("layers", layer_rows(dense, prepared.network, prepared.result))
+    report.add("ledger", ledger_rows(dense, prepared.result, recipe))
 
 
 @contextmanager
@@ -160,7 +147,7 @@ def _stage(report: Report, reporter: Reporter, name: str) -> Iterator[None]:
     report.add("seconds", [{"stage": name, "seconds": time.perf_counter() - started}])
 
 
-def _note(report: Report, reporter: Reporter, notes: list[str]) -> None:
+def _note(report: Report, reporter: Reporter, notes: Iterable[str]) -> None:
     for text in notes:
         reporter.note(text)
         report.add("notes", [{"note": text}])
@@ -185,6 +172,35 @@ def _compare(report: Report, answers: dict[str, accuracy.Predictions | None]) ->
             report.add("comparisons", [accuracy.compare(answers[first], answers[second])], first=first, second=second)
 
 
+def _certify(
+    report: Report, reporter: Reporter, stages: dict[str, Network], answers: dict[str, accuracy.Predictions | None],
+    prepared: Prepared, splits: data.Splits, device: str,
+) -> None:  # fmt: skip
+    """What provably cannot have changed, at every stage but dense: labels of evaluation images, and layers on the drift images."""
+    images, masks = splits.drift.tensor(), prepared.result.masks
+    head = certificate_layers.find_head(prepared.reference, images[:1], device=device)
+    layers = [layer for layer in masks if layer != head]
+    fits = spectra_table(prepared.reference, layers=[*layers, *filter(None, [head])], split_qkv=False, device=device)
+    sparsity = masking.sparsity(prepared.network.module, masks).of_prunable
+    for stage, network in stages.items():
+        if stage == "dense":
+            continue
+        reporter.check()
+        if answers["dense"] is not None:
+            found = certificates.certify_answers(answers["dense"], answers[stage])
+        else:
+            found = certificates.certify(stages["dense"], network, splits.evaluation, device=device, reporter=reporter)
+        found.layers += certificate_layers.layer_rows(prepared.reference, network, layers, images, device=device, spectra=fits)
+        if sparsity > 0 and (stage == "pruned" or head in masks):
+            found.extend(certificate_layers.head_rows(
+                prepared.reference, network, splits.evaluation, layers=list(masks), sparsity=sparsity, device=device, spectra=fits,
+            ))  # fmt: skip
+        report.add("certificates", found.summary, stage=stage)
+        report.add("certificate_images", found.images, stage=stage)
+        report.add("certificate_layers", found.layers, stage=stage)
+        _note(report, reporter, found.notes)
+
+
 def _sliced(report: Report, reporter: Reporter, final: Network, result: MaskResult, images) -> Network | None:
     """The really smaller network, once it has answered as the masked one does."""
     if not slicing.is_sliceable(result.masks, final):
@@ -200,10 +216,11 @@ def _sliced(report: Report, reporter: Reporter, final: Network, result: MaskResu
 
 
 def _latency(recipe: Recipe, dense: Network, stage: str, final: Network, sliced: bool, reporter: Reporter, device: str) -> list[dict[str, object]]:
+    execution = "merged" if any(recipe.tokens.r) else "masked"
     return latency.measure(
         {"dense": dense.module, stage: final.module}, dense.preprocessing.input_size,
         device=device, batch_sizes=recipe.measure.batch_sizes, seconds=recipe.measure.seconds, reporter=reporter,
-        execution={"dense": "dense", stage: "sliced" if sliced else "masked"},
+        execution={"dense": "dense", stage: "sliced" if sliced else execution},
     )  # fmt: skip
 
 
@@ -220,6 +237,6 @@ def _provenance(report: Report, recipe: Recipe, dense: Network, device: str) -> 
         "recipe": recipe.fingerprint(), "model": dense.name, "weights": dense.origin, "weights_sha256": dense.weights_sha256,
         "device": device, "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         **{f"hardware.{k}": v for k, v in hardware.fingerprint(device).items()}, **{f"version.{k}": v for k, v in hardware.versions().items()},
-        "seed.images": recipe.images.seed, "seed.pruning": recipe.pruning.seed, "seed.healing": recipe.healing.seed,
+        "seed.images": recipe.images.seed, "seed.start": recipe.start.seed, "seed.pruning": recipe.pruning.seed, "seed.healing": recipe.healing.seed,
     }  # fmt: skip
     report.add("provenance", [{"name": name, "value": str(value)} for name, value in facts.items()])

@@ -22,8 +22,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from starfish_lab import tokens
 from starfish_lab.errors import StoreError, WeightsError
 from starfish_lab.execution import slicing
+from starfish_lab.models.gather import gathered, is_permutation
 from starfish_lab.models.loading import wrap
 from starfish_lab.models.network import Network, Preprocessing
 from starfish_lab.pruning.masks import Masks
@@ -53,6 +55,7 @@ def save(folder: Path, network: Network, recipe: Recipe, *, masks: Masks, facts:
         "name": network.name,
         "network": network.facts,
         "structure": slicing.shapes(network),
+        "merging": tokens.facts(network),
         "num_classes": network.num_classes,
         "class_names": list(network.class_names),
         "preprocessing": dataclasses.asdict(network.preprocessing),
@@ -97,7 +100,11 @@ def _rebuilt(description: dict, weights: dict[str, Tensor]) -> Network:
         facts=description["network"],
     )  # fmt: skip
     network = slicing.reshape_like(network, description["structure"])
+    tokens.merge_like(network, description.get("merging"))
     network.module.load_state_dict(weights, strict=True, assign=True)
+    for name, layer in gathered(network.module).items():
+        if not is_permutation(layer.order, layer.weight.shape[1]):
+            raise WeightsError(f"The saved order of the inputs of '{name}' does not name each of them once. Export the network again.")
     network.module.eval()
     return network
 

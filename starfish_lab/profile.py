@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from starfish_lab.measure.macs import layer_macs
+from starfish_lab.measure import ledger_rows
 from starfish_lab.models.network import Network, layer_kind, prunable
 from starfish_lab.spectra.layers import spectra_table
 from starfish_lab.whatif import Profile
@@ -17,13 +17,16 @@ QUANTILES = 257
 def compute(network: Network, *, device: str | None = None) -> Profile:
     """The profile of a network; `device` computes the eigenvalues, by default the GPU where there is one. See `Profile` for its parts."""
     layers = prunable(network, include=("*",))
-    cost = layer_macs(network).set_index("layer")["macs"]
+    work = ledger_rows.work(network)
+    cost = work.layers.set_index("layer")["macs"]
     spectra = spectra_table(network, layers=list(layers), randomised=True, device=device)
     facts = {
         "name": network.name, "parameters": sum(p.numel() for p in network.module.parameters()),
         "input_size": list(network.preprocessing.input_size), "num_classes": network.num_classes, "macs_g": float(cost.sum()) / 1e9,
         "origin": network.origin, "weights_sha256": network.weights_sha256,
         "blocks": list(network.blocks), "states": network.states, "structured_refusal": network.structured_refusal,
+        "tokens": work.tokens, "prefix_tokens": work.prefix,
+        "matmuls": {row.layer: int(row.macs) for row in work.layers.itertuples() if row.type == "matmul"},
     }  # fmt: skip
     return Profile(facts, _layers(network, layers, cost, spectra), _groups(network), _attentions(network, cost), spectra)
 

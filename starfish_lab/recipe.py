@@ -20,6 +20,8 @@ VERSION = 1
 
 WEIGHTS = ("bundled", "pretrained", "file", "random")
 SOURCES = ("starter", "folder", "csv", "imagenet", "imagenette")
+OPTIMISERS = ("adam", "adamw", "sgd")
+AUGMENTATIONS = ("none", "flip", "crop", "timm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,9 @@ class ImagesChoice:
     `csv` a table of file and label), 'imagenet' (a validation folder by class), 'imagenette' (torchvision
     downloads it into `path`). Calibration and drift images come from `calibration_path` / `calibration_csv`
     where given, else from the same source as the evaluation images. `evaluation` None means all that remain.
-    `order` is 'seeded' (a shuffle by `seed`) or 'first' (as listed) for the evaluation images.
+    `order` is 'seeded' (a shuffle by `seed`) or 'first' (as listed) for the evaluation images. `training` images, labelled,
+    are for what trains longer than healing does (prune–restore cycles, distillation): 0 means the calibration images
+    themselves, None all that remain where those come from.
     """
 
     source: str = "starter"
@@ -69,6 +73,7 @@ class ImagesChoice:
     calibration: int = 64
     drift: int = 64
     evaluation: int | None = None
+    training: int | None = 0
     order: str = "seeded"
     seed: int = 0
 
@@ -79,6 +84,8 @@ class ImagesChoice:
         _at_least("images.drift", self.drift, 4)  # debiased CKA divides by n (n - 3)
         if self.evaluation is not None:
             _at_least("images.evaluation", self.evaluation, 1)
+        if self.training is not None:
+            _at_least("images.training", self.training, 0)
         if self.source != "starter" and self.path is None:
             raise RecipeError(f"images.source '{self.source}' needs images.path: the folder or zip that holds the images.")
         if self.source == "csv" and self.csv is None:
@@ -86,15 +93,78 @@ class ImagesChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartChoice:
+    """The network that pruning starts from, where that is not the dense one.
+
+    `method` names a registry entry: 'dense'; 'file' (`path`: weights of a pruned network); or a way to prune in cycles with
+    training between them, from `step` on in equal steps up to `sparsity`. Each phase of a cycle trains for `steps`
+    optimiser steps (None: one epoch over the training images) on batches of `batch_size`. `options` go to the method.
+    """
+
+    method: str = "dense"
+    path: str | None = None
+    sparsity: float = 0.35
+    step: float = 0.05
+    steps: int | None = None
+    batch_size: int = 128
+    options: dict[str, object] = field(default_factory=dict)
+    seed: int = 0
+
+    def validate(self) -> None:
+        from starfish_lab.pruning import STARTS
+
+        STARTS.check(self.method)
+        if (self.method == "file") != (self.path is not None):
+            raise RecipeError("start.path goes with start.method = 'file', and the other way round.")
+        if not 0 < self.step <= self.sparsity < 1:
+            raise RecipeError(
+                f"start.sparsity {self.sparsity:g} is reached in steps of start.step {self.step:g}: "
+                "both must be above 0, the sparsity below 1 and no smaller than a step."
+            )
+        if self.steps is not None:
+            _at_least("start.steps", self.steps, 1)
+        _at_least("start.batch_size", self.batch_size, 1)
+
+    def grid(self) -> list[float]:
+        """The sparsity after each cycle.
+
+        >>> StartChoice(sparsity=0.12).grid()
+        [0.05, 0.1, 0.12]
+        """
+        whole = int(self.sparsity / self.step + 1e-9)
+        found = [round(self.step * (i + 1), 10) for i in range(whole)]
+        return found if abs(found[-1] - self.sparsity) < 1e-9 else [*found, self.sparsity]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensChoice:
+    """Token merging in the pruned network (ToMe, arXiv 2210.09461); the dense network keeps all its tokens.
+
+    `r` tokens disappear between attention and MLP: empty for none, one number for every block, or one number a block;
+    where tokens run out r is clamped. `proportional` adds log(size) of a merged token to its attention logits.
+    """
+
+    r: tuple[int, ...] = ()
+    proportional: bool = True
+
+    def validate(self) -> None:
+        for count in self.r:
+            _at_least("tokens.r", count, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PruningChoice:
     """Which weights go.
 
-    `score`, `budget` and `pattern` name registry entries. `sparsity` is the fraction of prunable weights
-    removed (unstructured) or the fraction of units removed (structured); the pattern 'n_m' ignores it and
-    keeps `keep` of every `group` consecutive input weights. `units` says what 'structured' removes: 'mlp',
-    'qk' or both. `include` and `exclude` are glob patterns over layer names, added to and taken from
-    the prunable layers. `indivisible` says what happens to layers an n:m pattern does not fit:
-    'dense' leaves them and names them, 'refuse' stops the run. `options` go to the budget.
+    `score` names a registry entry of scores, or of solvers (which choose masks and new values together: CAST, SparseGPT);
+    `budget` and `pattern` name registry entries. `sparsity` is the fraction of prunable weights removed
+    (unstructured) or the fraction of units removed (structured); the pattern 'n_m' ignores it and
+    keeps `keep` of every `group` consecutive input weights; the pattern 'kept' removes nothing beyond what the start lacks.
+    `units` says what 'structured' removes: 'mlp', 'qk' or both. `include` and `exclude` are glob patterns over layer names,
+    added to and taken from the prunable layers. `indivisible` says what happens to layers an n:m pattern does not fit:
+    'dense' leaves them and names them, 'refuse' stops the run. `permutation` reorders the inputs of each layer before an
+    n:m pattern is chosen. `options` go to the budget, `score_options` to the score or solver, `permutation_options` to the
+    permutation.
     """
 
     score: str = "magnitude"
@@ -107,15 +177,20 @@ class PruningChoice:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     indivisible: str = "dense"
+    permutation: str = "none"
     options: dict[str, object] = field(default_factory=dict)
-    seed: int = 0  # of the random score
+    score_options: dict[str, object] = field(default_factory=dict)
+    permutation_options: dict[str, object] = field(default_factory=dict)
+    seed: int = 0  # of the random score, and of what a solver draws
 
     def validate(self) -> None:
-        from starfish_lab.pruning import BUDGETS, PATTERNS, SCORES
+        from starfish_lab.pruning import BUDGETS, PATTERNS, PERMUTATIONS, SCORES, SOLVERS
 
-        SCORES.check(self.score)
+        if self.score not in (known := (*SCORES.names(), *SOLVERS.names())):
+            raise RecipeError(f"There is no pruning score '{self.score}'. Choose one of: {', '.join(known)}.")
         BUDGETS.check(self.budget)
         PATTERNS.check(self.pattern)
+        PERMUTATIONS.check(self.permutation)
         _one_of("pruning.indivisible", self.indivisible, ("dense", "refuse"))
         if not 0 < self.sparsity < 1:
             raise RecipeError(
@@ -133,16 +208,30 @@ class PruningChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class HealingChoice:
-    """How the pruned network is healed. `steps` None means the paper's 10 epochs over the calibration images.
+    """How the pruned network is healed, `steps` optimiser steps long; None means `epochs` over the images.
 
-    Defaults are STARFISH's (arXiv 2606.01126, authors' released defaults). `options` go to the method.
+    Defaults are STARFISH's (arXiv 2606.01126, authors' released defaults). `options` go to the method. The learning rate
+    rises over `warmup` steps, then falls on a cosine to `final_learning_rate`. `trains` is 'weights' (surviving entries of
+    the pruned layers) or 'all' (every parameter; the zeros stay). `images` is 'calibration', or 'training'
+    (`images.training` of the recipe), shuffled in every epoch. `augmentation` is 'none', 'flip', 'crop' (random resized
+    crop and flip) or 'timm' (those, RandAugment m9, colour jitter, random erasing 0.25). `precision` is 'float32' or 'bf16'
+    (autocast, weights in float32). `gradient_clip` 0 clips nothing.
     """
 
     method: str = "starfish"
     steps: int | None = None
+    epochs: int = 10
     batch_size: int = 32
     learning_rate: float = 6e-4
     final_learning_rate: float = 1e-6
+    warmup: int = 0
+    optimiser: str = "adam"
+    weight_decay: float = 0.0
+    gradient_clip: float = 0.0
+    trains: str = "weights"
+    images: str = "calibration"
+    augmentation: str = "none"
+    precision: str = "float32"
     options: dict[str, object] = field(default_factory=dict)
     seed: int = 0
 
@@ -152,16 +241,26 @@ class HealingChoice:
         METHODS.check(self.method)
         if self.steps is not None:
             _at_least("healing.steps", self.steps, 1)
+        _at_least("healing.epochs", self.epochs, 1)
         _at_least("healing.batch_size", self.batch_size, 1)
-        if not 0 < self.final_learning_rate <= self.learning_rate:
+        _at_least("healing.warmup", self.warmup, 0)
+        _one_of("healing.optimiser", self.optimiser, OPTIMISERS)
+        _one_of("healing.trains", self.trains, ("weights", "all"))
+        _one_of("healing.images", self.images, ("calibration", "training"))
+        _one_of("healing.augmentation", self.augmentation, AUGMENTATIONS)
+        _one_of("healing.precision", self.precision, ("float32", "bf16"))
+        for name in ("weight_decay", "gradient_clip"):
+            if not getattr(self, name) >= 0:
+                raise RecipeError(f"healing.{name} is {getattr(self, name):g}: give a number of at least 0.")
+        if not 0 <= self.final_learning_rate <= self.learning_rate or self.learning_rate == 0:
             raise RecipeError(
                 f"healing.learning_rate {self.learning_rate:g} falls to healing.final_learning_rate {self.final_learning_rate:g}: "
-                "both must be above 0, the second no larger than the first."
+                "the first must be above 0, the second at least 0 and no larger than the first."
             )
 
     def total_steps(self, images: int) -> int:
-        """Optimiser steps on `images` calibration images."""
-        return self.steps if self.steps is not None else 10 * -(-images // self.batch_size)
+        """Optimiser steps on `images` images."""
+        return self.steps if self.steps is not None else self.epochs * -(-images // self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +271,7 @@ class MeasureChoice:
     batch_sizes: tuple[int, ...] = (1, 8)
     seconds: float = 2.0  # at least, of timed iterations for each network and batch size
     spectra: bool = True
+    certificates: bool = True
 
     def validate(self) -> None:
         if not self.batch_sizes:
@@ -189,13 +289,15 @@ class Recipe:
     name: str = ""
     model: ModelChoice = ModelChoice()
     images: ImagesChoice = ImagesChoice()
+    start: StartChoice = StartChoice()
+    tokens: TokensChoice = TokensChoice()
     pruning: PruningChoice = PruningChoice()
     healing: HealingChoice = HealingChoice()
     measure: MeasureChoice = MeasureChoice()
     device: str = "auto"  # auto, cpu, mps, cuda or cuda:N: the worker that may run it
 
     def __post_init__(self) -> None:
-        for part in (self.model, self.images, self.pruning, self.healing, self.measure):
+        for part in (self.model, self.images, self.start, self.tokens, self.pruning, self.healing, self.measure):
             part.validate()
 
     def to_dict(self) -> dict[str, object]:

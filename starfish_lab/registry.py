@@ -1,6 +1,6 @@
 """A registry is a folder: each file in it is one method, registered by being there.
 
-Names and one-line descriptions are read without importing the files, so a page can list
+Names, one-line descriptions, options and plain constants are read without importing the files, so a page can list
 every method while only a worker ever loads torch.
 """
 
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-import inspect
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
 
@@ -36,8 +35,16 @@ class Registry:
 
     def describe(self, name: str) -> str:
         """First line of the entry's docstring."""
-        docstring = ast.get_docstring(ast.parse(self._file(name).read_text())) or ""
+        docstring = ast.get_docstring(self._tree(name)) or ""
         return docstring.partition("\n")[0]
+
+    def constant(self, name: str, constant: str, default: object = None) -> object:
+        """A plain value that the entry's file assigns to `constant`, read without importing it; `default` where it assigns none."""
+        for node in self._tree(name).body:
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0] if isinstance(node, ast.Assign) else None
+            if isinstance(target, ast.Name) and target.id == constant:
+                return ast.literal_eval(node.value)
+        return default
 
     def module(self, name: str) -> ModuleType:
         """The entry's module, imported."""
@@ -48,13 +55,20 @@ class Registry:
         return getattr(self.module(name), self.provides)
 
     def options(self, name: str) -> dict[str, object]:
-        """Keyword-only options of the entry that have defaults: {option: default}."""
-        parameters = inspect.signature(self.get(name)).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+        """Keyword-only options of the entry that have defaults: {option: default}. Read without importing it."""
+        function = next(node for node in self._tree(name).body if isinstance(node, ast.FunctionDef) and node.name == self.provides)
+        found = {}
+        for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
+            if default is not None:
+                found[argument.arg] = self.constant(name, default.id) if isinstance(default, ast.Name) else ast.literal_eval(default)
+        return found
 
     def check(self, name: str) -> None:
         """Raise RecipeError unless the entry exists."""
         self._file(name)
+
+    def _tree(self, name: str) -> ast.Module:
+        return _parsed(self._file(name))
 
     @cached_property
     def _files(self) -> dict[str, Path]:
@@ -64,3 +78,9 @@ class Registry:
         if name not in self._files:
             raise RecipeError(f"There is no {self.kind} '{name}'. Choose one of: {', '.join(self.names())}.")
         return self._files[name]
+
+
+@cache
+def _parsed(path: Path) -> ast.Module:
+    """A file's syntax tree; pages ask for it many times over."""
+    return ast.parse(path.read_text(encoding="utf-8"))

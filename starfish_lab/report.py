@@ -14,6 +14,14 @@ block_losses  a block at a recorded step        step, depth, loss
 spectra       a weight matrix at a stage        stage, and the columns of spectra.layers.spectra_table
 latency       a stage at a batch size           stage, and the columns of measure.latency.measure
 seconds       a stage of the run                stage, seconds
+cycles        a phase of a cycle before pruning cycle, sparsity, phase, method, weights_removed, restored, steps,
+                                                loss_first, loss_last, seconds, learning_rate
+solver        a layer a solver worked on        layer, and the columns of the solver
+permutation   a layer with reordered inputs     layer, and the columns of pruning.permutation
+ledger        a layer that multiplies           layer, and the columns of ledger
+certificates  a certificate at a stage          the columns of measure.certificates, as have
+              an image, a layer                 certificate_images and certificate_layers
+merges        a patch of a picture at a block   the columns of tokens_view, as have pictures
 provenance    a fact                            name, value
 notes         something worth knowing           note
 """
@@ -28,6 +36,7 @@ import pandas as pd
 TABLES = (
     "accuracy", "comparisons", "layers", "totals", "drift", "losses", "block_losses",
     "spectra", "latency", "seconds", "provenance", "notes",
+    "cycles", "solver", "permutation", "ledger", "certificates", "certificate_images", "certificate_layers", "merges", "pictures",
 )  # fmt: skip
 
 

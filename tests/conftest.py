@@ -67,6 +67,50 @@ def tiny_convnext():
     return wrap(module, name="tiny_convnext", num_classes=10, preprocessing=Preprocessing(input_size=(3, 64, 64)))
 
 
+@pytest.fixture
+def tiny_convnext1():
+    """A ConvNeXt of the first kind, without global response norm: one block a stage, 10 classes."""
+    import torch
+    from timm.models.convnext import ConvNeXt
+
+    from starfish_lab.models.loading import wrap
+    from starfish_lab.models.network import Preprocessing
+
+    torch.manual_seed(0)
+    module = ConvNeXt(num_classes=10, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), ls_init_value=0.5).eval()
+    return wrap(module, name="tiny_convnext1", num_classes=10, preprocessing=Preprocessing(input_size=(3, 64, 64)))
+
+
+@pytest.fixture
+def tiny_swin():
+    """A Swin small enough for any test: two stages of two blocks (the second one's windows shifted), 10 classes."""
+    import torch
+    from timm.models.swin_transformer import SwinTransformer
+
+    from starfish_lab.models.loading import wrap
+    from starfish_lab.models.network import Preprocessing
+
+    torch.manual_seed(0)
+    module = SwinTransformer(img_size=32, patch_size=2, window_size=4, embed_dim=16, depths=(2, 2), num_heads=(2, 4), num_classes=10).eval()
+    return wrap(module, name="tiny_swin", num_classes=10, preprocessing=Preprocessing(input_size=(3, 32, 32)))
+
+
+@pytest.fixture
+def tiny_hiera():
+    """A Hiera small enough for any test: two stages, queries pooled where the second begins, 10 classes."""
+    import torch
+    from timm.models.hiera import Hiera
+
+    from starfish_lab.models.loading import wrap
+    from starfish_lab.models.network import Preprocessing
+
+    torch.manual_seed(0)
+    module = Hiera(
+        img_size=(64, 64), num_classes=10, embed_dim=16, num_heads=1, stages=(1, 2), q_pool=1, mask_unit_size=(4, 4), mask_unit_attn=(True, False)
+    ).eval()
+    return wrap(module, name="tiny_hiera", num_classes=10, preprocessing=Preprocessing(input_size=(3, 64, 64)))
+
+
 def chromium() -> str | None:
     """Path of a Chromium that Playwright can drive, or None."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

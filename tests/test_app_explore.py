@@ -13,7 +13,7 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from starfish_lab import settings, whatif
-from starfish_lab.recipe import ModelChoice, PruningChoice, Recipe
+from starfish_lab.recipe import ModelChoice, PruningChoice, Recipe, StartChoice, TokensChoice
 from starfish_lab.report import Report
 from starfish_lab.store import Store
 from starfish_lab.whatif import Profile
@@ -117,7 +117,8 @@ def test_a_pattern_that_fits_no_layer_is_refused_in_words():
 def test_nonsense_in_every_value_of_a_link_becomes_the_default_and_is_said_once():
     from app.state import SHORT, Choice
 
-    free = {"path", "images_path", "images_csv", "label_column", "calibration_path", "calibration_csv"}  # any text may be a path or a column
+    # any text may be a path or a column
+    free = {"path", "images_path", "images_csv", "label_column", "calibration_path", "calibration_csv", "start_path"}
     names = [SHORT.get(f.name, f.name) for f in dataclasses.fields(Choice) if f.name not in free]
     at = open_app("&".join(f"{name}=%3Cno%20sense%3E" for name in names) + "&show=pie&run=x&layer=none")
     assert link(at) == {"layer": "none", "run": "x"}, "run belongs to other pages, which say so themselves"
@@ -280,3 +281,125 @@ def test_own_images_with_a_table_become_the_recipe(tmp_path):
     images = Store().run(1).recipe.images
     assert (images.source, images.path, images.csv, images.label_column) == ("csv", "/a/val.zip", "/a/val.csv", "wnid")
     assert (images.calibration_path, images.calibration_csv, images.evaluation) == ("/a/train.zip", "/a/train.csv", 1000)
+
+
+# -- what comes before pruning ------------------------------------------------------------------------------------------------
+
+
+def words(at: AppTest) -> str:
+    return " ".join(element.value for kind in ("caption", "markdown", "warning", "error") for element in getattr(at, kind))
+
+
+@pytest.mark.parametrize(
+    "query, recipe",
+    [
+        ("start=ser&start_at=0.5&pattern=kept", Recipe(start=StartChoice(method="ser", sparsity=0.5), pruning=PruningChoice(pattern="kept"))),
+        ("merge=3&sparsity=0.5", Recipe(tokens=TokensChoice(r=(3,)), pruning=PruningChoice(sparsity=0.5))),
+        ("pattern=n_m&order=deal&score=cast", Recipe(pruning=PruningChoice(pattern="n_m", permutation="deal", score="cast"))),
+        ("score=sparsegpt&sparsity=0.6", Recipe(pruning=PruningChoice(score="sparsegpt", sparsity=0.6))),
+        ("pattern=structured&score=variance&sparsity=0.5", Recipe(pruning=PruningChoice(pattern="structured", score="variance", sparsity=0.5))),
+        (
+            "budget=mp_edge&signal=hill_alpha&beta=1.5&sparsity=0.5",
+            Recipe(pruning=PruningChoice(budget="mp_edge", sparsity=0.5, options={"signal": "hill_alpha", "beta": 1.5})),
+        ),
+    ],
+)
+def test_a_link_says_what_comes_before_pruning(query, recipe):
+    at = open_app(query)
+    assert not at.error and not at.warning
+    assert link(at) == {name: values[0] for name, values in parse_qs(query).items()}
+    expected = whatif.predict(bundled(), recipe.pruning, start=recipe.start, tokens=recipe.tokens)
+    assert lost(figure(at)) == dict(zip(expected.layers["layer"], expected.layers["removed"]))
+    next(button for button in at.button if button.label == "Prune & heal").click().run()
+    made = Store().run(1).recipe
+    assert (made.start, made.tokens, made.pruning) == (recipe.start, recipe.tokens, recipe.pruning)
+
+
+def test_what_is_behind_more_is_said_on_the_button_and_below():
+    assert "More" in buttons_of_popovers(open_app())
+    at = open_app("start=hybrid&merge=3&pattern=n_m&order=snake")
+    assert "More: hybrid, merges 3, reordered" in buttons_of_popovers(at)
+    told = words(at)
+    assert "hybrid cycles prune to 35 % in steps of 5 %" in told and "every block merges 3 tokens" in told and "reordered (snake)" in told
+    assert "a run measures how much faster" in told
+
+
+def buttons_of_popovers(at: AppTest) -> list[str]:
+    """Their labels: blocks that AppTest keeps without a class of their own."""
+    found, left = [], [at.main]
+    while left:
+        block = left.pop()
+        left += getattr(block, "children", {}).values()
+        if getattr(block, "type", "") == "popover":
+            found.append(block.proto.popover.label if hasattr(block.proto, "popover") else block.proto.label)
+    return found
+
+
+def test_more_changes_the_choice():
+    at = open_app()
+    assert at.segmented_control(key="choice.pattern").options == ["Unstructured", "N:M", "Structured"], "nothing is started from yet"
+    at.selectbox(key="choice.start").set_value("ser").run()
+    at.slider(key="choice.start_sparsity").set_value(0.6).run()
+    assert link(at) == {"start": "ser", "start_at": "0.6"} and not at.warning
+    at.segmented_control(key="choice.pattern").set_value("kept").run()
+    assert link(at)["pattern"] == "kept" and "only in a run" in json.dumps(figure(at))
+    at.number_input(key="choice.merge").set_value(2).run()
+    at.selectbox(key="choice.start").set_value("dense").run()
+    assert link(at) == {"pattern": "kept", "merge": "2"}
+    at.number_input(key="choice.merge").set_value(0).run()
+    assert link(at) == {}, "nothing is done before pruning any more, so there is nothing to keep"
+
+
+def test_the_score_gives_way_to_a_pattern_that_is_chosen_and_the_pattern_to_a_score_in_a_link():
+    at = open_app("score=cast")
+    assert link(at) == {"score": "cast", "pattern": "n_m"}
+    assert "CAST (solver)" in at.selectbox(key="choice.score").options
+    at.segmented_control(key="choice.pattern").set_value("unstructured").run()
+    assert link(at) == {} and not at.warning and "CAST (solver)" not in at.selectbox(key="choice.score").options
+    assert "Variance" not in at.selectbox(key="choice.score").options
+    assert open_app("score=variance").segmented_control(key="choice.pattern").value == "structured"
+
+
+def test_the_budget_by_mp_edge_shows_its_cause():
+    at = open_app("budget=mp_edge&sparsity=0.5")
+    expected = whatif.predict(bundled(), PruningChoice(budget="mp_edge", sparsity=0.5)).layers
+    (line,) = [trace for trace in figure(at)["data"] if trace.get("name") == "edge weight w"]
+    assert values(line["y"]) == pytest.approx(list(expected["edge_weight"])) and line["yaxis"] == "y2"
+    assert "β is 1.25" in words(at) and "the MP edge σ₊" in words(at) and f"to {expected['edge_weight'].max():.2f}" in words(at)
+    assert f"up to w = {expected['edge_weight'].iloc[0]:.2f} times" in words(at)
+    assert "edges play no part" in words(open_app("budget=mp_edge&sparsity=0.9"))
+    at.selectbox(key="choice.beta").set_value("0").run()
+    flat = figure(at)
+    assert link(at)["beta"] == "0"
+    assert lost(flat) == lost(figure(open_app("budget=global&sparsity=0.5")))
+    assert "edge weight w" not in [trace.get("name") for trace in figure(open_app("sparsity=0.5"))["data"]]
+
+
+def test_tokens_merge_only_where_there_are_some():
+    st.cache_resource.clear()
+    profile = bundled()
+    profile.facts.update(name="a resnet", tokens=0, prefix_tokens=0, matmuls={})
+    profile.attentions = profile.attentions.iloc[:0]
+    store = Store()
+    store.save_profile(whatif.profile_key(ModelChoice(name="resnet50", weights="pretrained")), profile)
+    at = open_app("model=resnet50")
+    assert at.number_input(key="choice.merge").disabled and "plain vision transformers" in words(at)
+    at = open_app("model=resnet50&merge=4")
+    assert "a resnet cannot merge tokens" in at.warning[0].value
+    at.number_input(key="choice.merge").set_value(0).run()
+    assert not at.warning and at.get("plotly_chart")
+
+
+def test_a_start_from_a_file_needs_its_path():
+    at = open_app("start=file")
+    assert "needs its path" in words(at)
+    at.text_input(key="choice.start_path").set_value("/some/pruned.safetensors").run()
+    assert not at.error and link(at)["start_file"] == "/some/pruned.safetensors" and at.get("plotly_chart")
+
+
+def test_the_ledger_is_computed_only_when_opened():
+    at = open_app("merge=2")
+    before = len(at.get("plotly_chart"))
+    at.session_state["ledger_details"] = True
+    at.run()
+    assert not at.exception and not at.error and len(at.get("plotly_chart")) == before + 1

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import zipfile
+from dataclasses import replace
 
 import pytest
 import synthetic
 from synthetic import button, charts, labels, open_page, said, traces, unharmed
 
-from starfish_lab.recipe import Recipe
+from app import choice, results
+from starfish_lab import presets
+from starfish_lab.recipe import HealingChoice, ImagesChoice, PruningChoice, Recipe, StartChoice, TokensChoice
+from starfish_lab.report import Report
 from starfish_lab.store import Store
 
 
@@ -164,7 +168,9 @@ def test_an_opened_recipe_file_becomes_the_choice_and_a_bad_one_changes_nothing(
         ({"run": 99}, "no such run"),
         ({"run": "9" * 30}, "no such run"),
         ({"run": "x"}, "run = 'x'"),
-        ({"new": 1, "batch": -4}, "batch = -4"),
+        ({"new": 1, "batch": -4}, "batch = '-4'"),
+        ({"new": 1, "optimiser": "adagrad"}, "one of adam, adamw, sgd"),
+        ({"new": 1, "score": "variance", "pattern": "n_m"}, "variance"),
         ({"parent": 5}, ""),
     ],
     ids=str,
@@ -183,3 +189,158 @@ def test_a_run_without_labels_shows_drift_alone(store):
     store.finish(run, report)
     app = open_page("prune_and_heal", run=run)
     assert unharmed(app) and "no labels" in said(app) and len(charts(app)) == 1
+
+
+# -- recipes with everything in them --------------------------------------------------------------------------------------------
+
+
+FULL = Recipe(
+    name="everything",
+    images=ImagesChoice(training=None, calibration=32),
+    start=StartChoice(method="ser", sparsity=0.35, step=0.07, steps=50, options={"alpha": 1.0}, seed=4),
+    tokens=TokensChoice(r=(2, 1, 1, 0, 0, 0), proportional=False),
+    pruning=PruningChoice(
+        score="cast", pattern="n_m", keep=2, group=4, permutation="search", include=("head",), score_options={"alpha": 0.5}, permutation_options={},
+    ),
+    healing=HealingChoice(
+        method="distillation", epochs=3, batch_size=16, learning_rate=1.23456789e-5, final_learning_rate=0.0, warmup=1000, optimiser="adamw",
+        weight_decay=0.01, trains="all", images="training", augmentation="timm", precision="bf16", gradient_clip=1.0, seed=9,
+    ),
+)  # fmt: skip
+
+
+def open_file(app, recipe: Recipe):
+    app.file_uploader[0].set_value(("recipe.json", recipe.to_json().encode(), "application/json")).run()
+    assert unharmed(app)
+    return app
+
+
+def test_every_field_of_an_opened_recipe_survives_the_form(store):
+    app = open_file(open_page("prune_and_heal"), FULL)
+    told = said(app)
+    assert "SER cycles prune to 35 % in steps of 7 %, 50 steps a phase, on all remaining images" in told
+    assert "every block merges up to 2 tokens, and inputs are reordered (search)" in told and "CAST solver" in told
+    assert "Healed by distillation: 3 epochs of 16 on all remaining images, AdamW, learning rate 1.23457e-05 → 0 after 1,000 rising steps" in told
+    assert "every parameter trains, zeros stay" in told and "augmentation timm" in told and "bfloat16" in told
+    button(app, "Prune & heal").click().run()
+    assert store.run(1).recipe == FULL
+
+
+def test_what_is_changed_in_the_form_changes_and_nothing_else_does(store):
+    app = open_file(open_page("prune_and_heal"), FULL)
+    app.number_input(key="value.epochs").set_value(5).run()
+    app.selectbox(key="value.optimiser").set_value("sgd").run()
+    button(app, "Prune & heal").click().run()
+    assert store.run(1).recipe == replace(FULL, healing=replace(FULL.healing, epochs=5, optimiser="sgd"))
+
+
+def test_options_go_with_the_method_they_were_for(store):
+    app = open_file(open_page("prune_and_heal"), FULL)
+    app.switch_page("views/explore.py").run()
+    assert unharmed(app)
+    app.selectbox(key="choice.permutation").set_value("deal").run()
+    app.selectbox(key="choice.start").set_value("magnitude").run()
+    app.number_input(key="choice.merge").set_value(3).run()
+    assert "On the recipe 'everything'" in labels(app)
+    button(app, "Prune & heal").click().run()
+    made = store.run(1).recipe
+    assert made.start == replace(FULL.start, method="magnitude", options={}) and made.tokens == replace(FULL.tokens, r=(3,))
+    assert made.pruning == replace(FULL.pruning, permutation="deal") and made.healing == FULL.healing
+
+
+def test_letting_go_of_a_recipe_keeps_the_choice_and_forgets_the_rest(store):
+    app = open_file(open_page("prune_and_heal"), FULL)
+    button(app, "From the recipe 'everything'").click().run()
+    button(app, "Prune & heal").click().run()
+    made = store.run(1).recipe
+    assert made.healing.epochs == 3 and made.healing.warmup == 1000 and made.pruning.score == "cast"
+    assert made.pruning.score_options == {} and made.start.options == {} and made.healing.seed == 0
+
+
+def test_a_link_alone_says_how_healing_trains(store):
+    app = open_page("prune_and_heal", new=1, heal="cross_entropy", steps=0, epochs=2, optimiser="adamw", lr=0.0001, decay=0.05, trains="all")
+    assert "2 epochs of 32 on 64 calibration images, AdamW" in said(app) and not app.number_input(key="value.epochs").disabled
+    button(app, "Prune & heal").click().run()
+    healing = store.run(1).recipe.healing
+    assert (healing.steps, healing.epochs, healing.optimiser, healing.weight_decay, healing.trains) == (None, 2, "adamw", 0.05, "all")
+
+
+def test_every_preset_survives_the_pages():
+    """Through the choice and back; healing's own fields go through the address bar, as the tests above show."""
+    keys = presets.presets()["key"]
+    assert len(keys) > 100
+    for key in keys:
+        recipe = presets.recipe_of(key)
+        chosen = choice.recipe(choice.consistent(choice.Choice(**choice.values(recipe))))
+        assert results.merged(recipe, replace(chosen, name=recipe.name, healing=recipe.healing)) == recipe, key
+
+
+def test_a_published_row_opens_in_the_form_and_its_link_survives_a_reload(store):
+    """Through the button of the page Paper; the second browser has nothing but the address."""
+    key = "vit-b-16.hybrid.0.35"
+    app = open_page("paper", row=key)
+    button(app, "Open this row").click().run()
+    assert unharmed(app) and "hybrid cycles prune to 35 %" in said(app)
+    wanted = presets.recipe_of(key, ImagesChoice())
+    other = open_page("prune_and_heal", **{name: found[0] if isinstance(found, list) else found for name, found in app.query_params.items()})
+    button(other, "Prune & heal").click().run()
+    assert store.run(1).recipe == wanted
+
+
+# -- what a run did before and while it pruned ------------------------------------------------------------------------------------
+
+
+def report_with_a_past() -> Report:
+    found = synthetic.report()
+    for cycle, sparsity in ((1, 0.05), (2, 0.10)):
+        base = dict(cycle=cycle, method="ser", weights_removed=0, restored=0, steps=0, seconds=1.0) | dict.fromkeys(("loss_first", "loss_last"))
+        found.add("cycles", [
+            base | dict(phase="prune", sparsity=sparsity + 0.03, weights_removed=480),
+            base | dict(phase="select", sparsity=sparsity + 0.03, steps=20, loss_first=2.0, loss_last=1.5),
+            base | dict(phase="restore", sparsity=sparsity, restored=180),
+            base | dict(phase="tune", sparsity=sparsity, steps=20, loss_first=1.4, loss_last=1.0 / cycle),
+        ])  # fmt: skip
+    found.add("permutation", [
+        dict(layer=f"blocks.{d}.mlp.fc1", method="deal", importance="energy", place="gather" if d else "hidden units", kept_before=0.8,
+             kept_after=0.85, values_moved=1000 if d else 0, elements=1000) for d in range(synthetic.DEPTH)
+    ])  # fmt: skip
+    found.add("solver", [dict(layer=f"blocks.{d}.mlp.fc1", cost=0.75, cost_magnitude=1.0, saved=0.25) for d in range(synthetic.DEPTH)])
+    return found
+
+
+def test_how_it_was_pruned_is_shown_when_asked_for(store):
+    run = store.submit(replace(synthetic.recipe(), pruning=PruningChoice(score="cast", pattern="n_m")))
+    store.finish(run, report_with_a_past())
+    app = open_page("prune_and_heal", run=run)
+    assert unharmed(app) and len(charts(app)) == 2
+    app.session_state[f"before.{run}"] = True
+    app.run()
+    assert unharmed(app)
+    shown = charts(app)
+    reached = shown["2 cycles reach 10.0 %; the loss goes from 1 to 0.500"]
+    assert traces(reached)["training ends"]["x"] == pytest.approx([5.0, 10.0]) and traces(reached)["training ends"]["y"] == [1.0, 0.5]
+    assert traces(reached)["selection begins"]["y"] == [2.0, 2.0]
+    order = shown["Reordering keeps 85.0 % of the importance, before it 80.0 %"]
+    assert traces(order)["reordered"]["y"] == pytest.approx([85.0] * synthetic.DEPTH)
+    assert "5 layers gather their inputs when they run: 5,000 values an image. In 1 layer an" in said(app)
+    saved = shown["CAST changes the outputs less than magnitude: 25 % in the middle layer"]
+    assert traces(saved)["saved"]["y"] == pytest.approx([25.0] * synthetic.DEPTH)
+
+
+def test_the_list_of_runs_says_the_sparsity_of_the_start_where_nothing_more_goes(store):
+    for start in (StartChoice(method="ser", sparsity=0.35), StartChoice(method="file", path="/x.pt")):
+        store.submit(Recipe(start=start, pruning=PruningChoice(pattern="kept")))
+    runs = store.runs().set_index("id")
+    assert list(runs.loc[[1, 2], "sparsity"]) == [0.35, 0.0]
+    assert results.short(store.runs().iloc[-1]) == "Run 1 · 35 % from its start, starfish"
+
+
+def test_a_run_without_a_past_has_no_such_part(store):
+    app = open_page("prune_and_heal", run=synthetic.done(store))
+    assert not any("How it was pruned" in element.label for element in app.expander)
+
+
+def test_the_page_of_charts_holds_them_too(store):
+    from app import before_view
+
+    assert len(before_view.figures(report_with_a_past())) == 3 and not before_view.figures(synthetic.report())

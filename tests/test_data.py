@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from starfish_lab.data import SOURCES, ImageSet, open_images
-from starfish_lab.data.images import stored, transform
+from starfish_lab.data.images import Stored, stored, transform
 from starfish_lab.errors import ImagesError
 from starfish_lab.models.network import Preprocessing
 from starfish_lab.recipe import SOURCES as RECIPE_SOURCES
@@ -80,6 +80,54 @@ def test_first_order_takes_images_as_listed(classes, tmp_path, network):
     splits = open_images(picked, network)
     left = [f for f in files if f not in splits.calibration.names + splits.drift.names]
     assert splits.evaluation.names == left[:7]
+
+
+def test_training_images_are_apart_balanced_and_change_no_other_split(classes, network):
+    plain = open_images(choice(path=str(classes), evaluation=15), network)
+    assert plain.training is None
+    for training, expected in ((20, 20), (None, 25)):
+        splits = open_images(choice(path=str(classes), evaluation=15, training=training), network)
+        assert len(splits.training) == expected
+        for name in ("calibration", "drift", "evaluation"):
+            assert getattr(splits, name).names == getattr(plain, name).names
+            assert not set(getattr(splits, name).names) & set(splits.training.names)
+        assert splits.training.labels.tolist() == [9 - int(name[1]) for name in splits.training.names]
+    rest = open_images(choice(path=str(classes), training=20), network)
+    assert torch.bincount(rest.training.labels).tolist() == [2] * 10  # class by class, as far as each class goes
+    assert len(rest.evaluation) == 20 and not set(rest.evaluation.names) & set(rest.training.names)
+    assert rest.training.names == open_images(choice(path=str(classes), training=20), network).training.names
+    with pytest.raises(ImagesError, match="both take all images that remain"):
+        open_images(choice(path=str(classes), training=None), network)
+    with pytest.raises(ImagesError, match="25 images are left to train on.*26 are asked for"):
+        open_images(choice(path=str(classes), evaluation=15, training=26), network)
+
+
+def test_training_images_of_a_separate_source_have_no_twin_elsewhere(classes, tmp_path, network):
+    for i in range(20):
+        picture(tmp_path / "train" / f"c{i % 10}" / f"{i}.png", 7000 + i)
+    (tmp_path / "train" / "c3" / "copy.png").write_bytes((classes / "c1" / "1.png").read_bytes())  # of an evaluation image
+    (tmp_path / "train" / "c4" / "broken.png").write_bytes(b"no image")
+    picked = choice(path=str(classes), calibration_path=str(tmp_path / "train"), calibration=4, drift=4, training=None)
+    splits = open_images(picked, network)
+    used = splits.calibration.names + splits.drift.names
+    own = {f"c{i % 10}/{i}.png" for i in range(20)} | {"c4/broken.png"}  # found broken only when its batch is made
+    assert set(splits.training.names) == own - set(used) and len(splits.evaluation) == 60
+    assert any("c3/copy.png" in note and "training" in note for note in splits.notes)
+    (tmp_path / "train" / "c5" / "twin.png").write_bytes((tmp_path / "train" / splits.drift.names[0]).read_bytes())
+    again = open_images(picked, network)
+    drifting, training = ({(tmp_path / "train" / name).read_bytes() for name in images.names} for images in (again.drift, again.training))
+    assert not drifting & training
+
+
+def test_training_images_are_compared_without_reading_them_whole(classes, tmp_path, network, monkeypatch):
+    """A million of them: only their size is looked at, and some bytes of those that have another's size."""
+    for i in range(40):
+        picture(tmp_path / "train" / f"c{i % 10}" / f"{i}.png", 7000 + i)
+    read = []
+    whole = Stored.read
+    monkeypatch.setattr(Stored, "read", lambda self: read.append(self.name) or whole(self))
+    splits = open_images(choice(path=str(classes), calibration_path=str(tmp_path / "train"), calibration=4, drift=4, training=None), network)
+    assert len(splits.training) == 32 and not set(read) & set(splits.training.names)
 
 
 def test_too_few_images_is_an_error_with_counts(classes, network):

@@ -15,11 +15,14 @@ from starfish_lab import __main__ as command_line
 from starfish_lab import settings
 from starfish_lab.healing import METHODS
 from starfish_lab.models import PAPER_MODELS
-from starfish_lab.pruning import BUDGETS, PATTERNS, SCORES
+from starfish_lab.pruning import BUDGETS, PATTERNS, PERMUTATIONS, SCORES, SOLVERS, STARTS
 from starfish_lab.recipe import Recipe
 
 README = (ROOT / "README.md").read_text()
-TORCH_FREE = ["settings", "errors", "registry", "recipe", "report", "store", "whatif", "progress", "literature", "models", "healing", "pruning"]
+TORCH_FREE = [
+    "settings", "errors", "registry", "recipe", "report", "store", "whatif", "ledger", "presets", "token_schedule", "certificate_bounds",
+    "progress", "literature", "models", "healing", "pruning",
+]  # fmt: skip
 
 
 def _imports(path) -> set[str]:
@@ -81,7 +84,7 @@ def test_every_command_is_documented():
         assert any("--json" in action.option_strings for action in parser._actions), f"{name} takes no --json"
 
 
-@pytest.mark.parametrize("registry", [METHODS, SCORES, BUDGETS, PATTERNS], ids=lambda r: r.kind)
+@pytest.mark.parametrize("registry", [METHODS, SCORES, SOLVERS, BUDGETS, PATTERNS, PERMUTATIONS, STARTS], ids=lambda r: r.kind)
 def test_every_method_is_documented(registry):
     assert registry.names()
     for name in registry.names():

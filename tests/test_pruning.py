@@ -11,7 +11,7 @@ from torch import nn
 
 from starfish_lab.errors import LabError, RecipeError
 from starfish_lab.models.network import Network, prunable
-from starfish_lab.pruning import BUDGETS, PATTERNS, SCORES
+from starfish_lab.pruning import BUDGETS, PATTERNS, SCORES, rules
 from starfish_lab.pruning.activations import input_norms
 from starfish_lab.pruning.masks import sparsity
 from starfish_lab.pruning.prune import make_masks, pruned
@@ -19,7 +19,11 @@ from starfish_lab.recipe import PruningChoice
 
 NETWORKS = ("tiny_vit", "tiny_resnet", "tiny_convnext")
 FIXED = ("n_m", "structured")  # patterns that set each layer's share themselves
-TRIPLES = [t for t in itertools.product(SCORES.names(), BUDGETS.names(), PATTERNS.names()) if t[2] not in FIXED or t[1] == "uniform"]
+TRIPLES = [
+    (score, budget, pattern)
+    for score, budget, pattern in itertools.product(SCORES.names(), BUDGETS.names(), PATTERNS.names())
+    if (pattern not in FIXED or budget == "uniform") and pattern in (rules.patterns_of(score) or PATTERNS.names())
+]
 
 
 def images_for(network: Network, count: int = 6) -> torch.Tensor:
@@ -88,7 +92,11 @@ def check_structured(network, result, choice):
     assert all(masks[layer].all() for layer in masks if layer.endswith("attn.proj"))
 
 
-CHECKS = {"unstructured": check_unstructured, "n_m": check_n_m, "structured": check_structured}
+def check_kept(network, result, choice):
+    assert all(mask.all() for mask in result.masks.values()) and len(result.notes) == 1  # the network has no zeros
+
+
+CHECKS = {"unstructured": check_unstructured, "n_m": check_n_m, "structured": check_structured, "kept": check_kept}
 
 
 def test_every_pattern_has_its_check():

@@ -54,6 +54,17 @@ def test_fingerprint_ignores_the_name_only():
         ({"model": {"name": "resnet50", "weights": "file"}}, "model.path goes with"),
         ({"model": "starter"}, "model must be an object"),
         ({"measure": {"batch_sizes": []}}, "measure.batch_sizes is empty"),
+        ({"start": {"method": "luck"}}, "There is no start 'luck'"),
+        ({"start": {"method": "file"}}, "start.path goes with"),
+        ({"start": {"step": 0.5}}, "start.sparsity 0.35 is reached in steps of start.step 0.5"),
+        ({"start": {"method": "ser", "steps": 0}}, "start.steps is 0"),
+        ({"tokens": {"r": [-1]}}, "tokens.r is -1"),
+        ({"tokens": {"r": 8}}, "tokens.r must be a list"),
+        ({"images": {"training": -1}}, "images.training is -1"),
+        ({"pruning": {"permutation": "luck"}}, "There is no permutation 'luck'"),
+        ({"healing": {"optimiser": "lion"}}, "healing.optimiser is 'lion'"),
+        ({"healing": {"augmentation": "mixup"}}, "healing.augmentation is 'mixup'"),
+        ({"healing": {"weight_decay": -1.0}}, "healing.weight_decay is -1"),
     ],
 )
 def test_bad_fields_are_named(change, says):

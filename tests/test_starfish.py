@@ -20,6 +20,7 @@ from starfish_lab.models.states import BlockStates
 from starfish_lab.progress import Reporter
 from starfish_lab.pruning.masks import apply
 from starfish_lab.recipe import HealingChoice
+from starfish_lab.training.batches import Batches
 
 
 def pruned(network: Network, masks: dict) -> Network:
@@ -33,10 +34,9 @@ def images_for(network: Network, count: int) -> torch.Tensor:
 
 
 def loss_of(dense: Network, student: Network, images: torch.Tensor):
-    session = Session(
-        dense=dense, student=student, batches=(images,), labels=None, device=torch.device("cpu"), reporter=Reporter(), teacher_memory=1e9
-    )  # fmt: skip
-    return objective(session)(0, images)
+    batches = Batches(images, batch_size=len(images))
+    session = Session(dense=dense, student=student, batches=batches, device=torch.device("cpu"), reporter=Reporter(), teacher_memory=1e9)
+    return objective(session)(batches(1))
 
 
 def reference(dense: Network, student: Network, images: torch.Tensor) -> torch.Tensor:

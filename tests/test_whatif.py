@@ -19,13 +19,14 @@ from conftest import ROOT
 from starfish_lab import profile as profiling
 from starfish_lab.errors import LabError, RecipeError, WeightsError
 from starfish_lab.execution.slicing import slice_network
-from starfish_lab.measure.macs import layer_macs, total_macs
+from starfish_lab.measure.macs import effective_macs, layer_macs, total_macs
 from starfish_lab.models.network import prunable
 from starfish_lab.pruning import BUDGETS
+from starfish_lab.pruning.budgets import mp_edge
 from starfish_lab.pruning.masks import sparsity
-from starfish_lab.pruning.prune import make_masks, pruned
-from starfish_lab.recipe import ModelChoice, PruningChoice
-from starfish_lab.whatif import Profile, predict, profile_key
+from starfish_lab.pruning.prune import edge_table, make_masks, pruned
+from starfish_lab.recipe import ModelChoice, PruningChoice, StartChoice, TokensChoice
+from starfish_lab.whatif import Profile, cannot_merge, predict, profile_key
 
 NETWORKS = ("tiny_vit", "tiny_resnet", "tiny_convnext")
 
@@ -207,7 +208,7 @@ def test_no_torch():
     code = (
         "import sys; from starfish_lab.whatif import *; from starfish_lab.recipe import PruningChoice\n"
         "profile = Profile.from_json(sys.stdin.read())\n"
-        "for options in ({'budget': 'mp_edge'}, {'pattern': 'n_m'}, {'pattern': 'structured'}):\n"
+        "for options in ({'budget': 'mp_edge'}, {'pattern': 'n_m', 'score': 'cast', 'permutation': 'deal'}, {'pattern': 'structured'}):\n"
         "    predict(profile, PruningChoice(**options))\n"
         "assert 'torch' not in sys.modules"
     )
@@ -226,3 +227,122 @@ def test_profile_key(tmp_path):
     assert profile_key(choice) != first
     with pytest.raises(WeightsError, match="nowhere"):
         profile_key(dataclasses.replace(choice, path=str(tmp_path / "nowhere")))
+
+
+# -- what comes before pruning, and in its place ------------------------------------------------------------------------------
+
+
+MERGING = TokensChoice(r=(3,))
+
+
+def merged_copy(network, tokens):
+    from starfish_lab import tokens as merging
+
+    student = network.copy()
+    merging.merge(student, tokens)
+    return student
+
+
+@pytest.mark.parametrize("tokens", [MERGING, TokensChoice(r=(8, 0)), TokensChoice(r=(100,))])
+@pytest.mark.parametrize(
+    "choice",
+    [
+        PruningChoice(sparsity=0.5), PruningChoice(pattern="n_m"), PruningChoice(pattern="structured", sparsity=0.5),
+        PruningChoice(pattern="structured", sparsity=0.37, units=("qk",)), PruningChoice(pattern="kept"),
+    ],
+    ids=lambda choice: f"{choice.pattern}-{len(choice.units)}",
+)  # fmt: skip
+def test_merged_tokens_cost_what_the_merged_network_costs(profiled, choice, tokens):
+    network, profile = profiled("tiny_vit")
+    student = merged_copy(network, tokens)
+    masks = make_masks(student, choice).masks
+    answer = predict(profile, choice, tokens=tokens)
+    assert answer.totals["macs_g_effective"] == pytest.approx(effective_macs(student, masks) / 1e9, rel=1e-4)
+    assert answer.totals["macs_g_effective"] < predict(profile, choice).totals["macs_g_effective"]
+    assert answer.totals["sparsity_all"] == predict(profile, choice).totals["sparsity_all"], "merging removes no weight"
+
+
+def test_tokens_merge_in_plain_transformers_alone_and_both_sides_say_so(profiled):
+    network, profile = profiled("tiny_resnet")
+    with pytest.raises(RecipeError, match="vit_") as predicted:
+        predict(profile, PruningChoice(), tokens=MERGING)
+    with pytest.raises(RecipeError) as real:
+        merged_copy(network, MERGING)
+    assert str(predicted.value) == str(real.value)
+    assert cannot_merge(profile) and not cannot_merge(profiled("tiny_vit")[1])
+
+
+def test_a_profile_made_before_it_knew_tokens_still_answers(profiled):
+    _, profile = profiled("tiny_vit")
+    for fact in ("tokens", "prefix_tokens", "matmuls"):
+        profile.facts.pop(fact)
+    assert not cannot_merge(profile)
+    full = profiled("tiny_vit")[1]
+    old, new = (predict(p, PruningChoice(), tokens=MERGING).totals["macs_g_effective"] for p in (profile, full))
+    assert old == pytest.approx(new, rel=1e-3)
+
+
+def test_kept_takes_nothing_from_a_dense_network(profiled):
+    network, profile = profiled("tiny_vit")
+    answer = predict(profile, PruningChoice(pattern="kept"))
+    assert answer.layers["removed"].sum() == 0 and not answer.estimate
+    assert answer.notes == list(make_masks(network, PruningChoice(pattern="kept")).notes)
+    with pytest.raises(RecipeError, match="only in a run"):
+        predict(profile, PruningChoice(pattern="kept"), start=StartChoice(method="file", path="x.pt"))
+
+
+@pytest.mark.parametrize("method, budget", [("magnitude", "global"), ("ser", "mp_edge"), ("hybrid", "mp_edge"), ("classical_rmt", "global")])
+def test_what_a_start_leaves_is_that_of_its_rule_and_says_so(profiled, method, budget):
+    network, profile = profiled("tiny_vit")
+    answer = predict(profile, PruningChoice(pattern="kept"), start=StartChoice(method=method, sparsity=0.35))
+    alike = predict(profile, PruningChoice(budget=budget, sparsity=0.35))
+    assert list(answer.layers["removed"]) == list(alike.layers["removed"])
+    assert answer.estimate and "only in a run" in answer.notes[0]
+    assert ("edge_weight" in answer.layers) == (budget == "mp_edge")
+    student = pruned(network, make_masks(network, PruningChoice(budget=budget, sparsity=0.35)).masks)
+    kept = make_masks(student, PruningChoice(pattern="kept")).masks
+    assert answer.totals["sparsity_prunable"] == pytest.approx(sparsity(network.module, kept).of_prunable)
+
+
+def test_a_hybrid_start_up_to_a_fifth_is_magnitude_alone(profiled):
+    _, profile = profiled("tiny_vit")
+    low = predict(profile, PruningChoice(pattern="kept"), start=StartChoice(method="hybrid", sparsity=0.2))
+    assert list(low.layers["removed"]) == list(predict(profile, PruningChoice(budget="global", sparsity=0.2)).layers["removed"])
+
+
+def test_the_edge_weights_are_those_of_the_budget(profiled):
+    network, profile = profiled("tiny_vit")
+    choice = PruningChoice(budget="mp_edge", sparsity=0.5, options={"signal": "hill_alpha", "beta": 1.5})
+    answer = predict(profile, choice)
+    layers = list(prunable(network))
+    real = mp_edge.weights(edge_table(network, layers, "cpu"), 0.5, signal="hill_alpha", beta=1.5)
+    np.testing.assert_allclose(answer.layers["edge_weight"], [real[layer] for layer in answer.layers["layer"]], rtol=1e-3)
+    assert "edge_weight" not in predict(profile, PruningChoice(budget="global")).layers
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_solvers(profiled, name):
+    network, profile = profiled(name)
+    for choice in (
+        PruningChoice(score="cast", pattern="n_m"), PruningChoice(score="sparsegpt", pattern="n_m", keep=4, group=8),
+        PruningChoice(score="sparsegpt", sparsity=0.5),
+    ):  # fmt: skip
+        agrees(network, profile, choice)
+        assert not predict(profile, choice).estimate
+    apart = predict(profile, PruningChoice(score="sparsegpt", budget="global"))
+    assert apart.estimate and "sparsegpt" in apart.notes[0]
+    agrees(network, profile, PruningChoice(score="sparsegpt", budget="global", sparsity=0.5), within=0.02)
+
+
+@pytest.mark.parametrize("score", ["taylor", "variance"])
+def test_scores_of_units_take_as_many(profiled, score):
+    network, profile = profiled("tiny_vit")
+    agrees(network, profile, PruningChoice(score=score, pattern="structured", sparsity=0.37))
+    if score == "taylor":
+        agrees(network, profile, PruningChoice(score=score, sparsity=0.37))
+        return
+    with pytest.raises(RecipeError) as predicted:
+        predict(profile, PruningChoice(score=score))
+    with pytest.raises(RecipeError) as real:
+        make_masks(network, PruningChoice(score=score), calibration=torch.randn(2, 3, 32, 32))
+    assert str(predicted.value) == str(real.value) and "structured" in str(real.value)

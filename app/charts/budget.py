@@ -20,7 +20,8 @@ def budget(layers: pd.DataFrame, *, measure: str = "weights", selected: str = ""
     """Bars over depth: what goes (amber, darker for attention than for MLP) and what stays.
 
     `layers` is `WhatIf.layers` or a report's table 'layers'. `rule` is set where the split over layers is an estimate:
-    bars are hatched then and say the rule on hover. Clicked bars carry the layer's name as customdata.
+    bars are hatched then and say the rule on hover. Clicked bars carry the layer's name as customdata. Where the layers have
+    a column edge_weight, the cause of a budget by MP edges, it stands on each bar as a mark, on an axis of its own at the right.
     """
     title, whole = MEASURES[measure]
     fig = theme.figure(finding(layers), dark=dark, height=340, y=title, keep=(measure, len(layers)))
@@ -52,8 +53,10 @@ def budget(layers: pd.DataFrame, *, measure: str = "weights", selected: str = ""
             marker=theme.marker("dense", dark=dark, size=8), customdata=dense["layer"], hovertext=dense["note"],
             hovertemplate="%{customdata}<br>left dense: %{hovertext}<extra></extra>",
         )  # fmt: skip
+    if "edge_weight" in layers:
+        _edge_weights(fig, layers, places, dark)
     if measure == "share":
-        fig.update_yaxes(range=[0, 103])
+        fig.update_layout(yaxis_range=[0, 103])
     if selected in places:
         edge = {"color": theme.ink(dark), "width": 2}
         top = 100 if measure == "share" else (lost + stays)[layers["layer"].eq(selected).to_numpy()][0]
@@ -61,6 +64,26 @@ def budget(layers: pd.DataFrame, *, measure: str = "weights", selected: str = ""
     fig.update_xaxes(fixedrange=True)
     fig.update_yaxes(fixedrange=True)
     return fig.update_layout(barmode="stack", legend_traceorder="normal")
+
+
+def _edge_weights(fig: go.Figure, layers: pd.DataFrame, places: dict[str, int], dark: bool) -> None:
+    """A mark of w on every bar, and a line at 1: above it a layer's edge raises its threshold, below it lowers it."""
+    ink, weights = theme.ink(dark), layers["edge_weight"].to_numpy(float)
+    top = 1.08 * max(1.0, weights.max())
+    fig.add_scatter(
+        x=[places[layer] for layer in layers["layer"]], y=weights, yaxis="y2", mode="markers", name="edge weight w", customdata=layers["layer"],
+        marker={"symbol": "line-ew", "size": 11, "line": {"color": ink, "width": 2}}, cliponaxis=False,
+        hovertemplate="%{customdata}<br>edge weight w = %{y:.2f}<extra></extra>",
+    )  # fmt: skip
+    level = {"color": theme.ink(dark, quiet=True), "width": 1, "dash": "dot"}
+    fig.add_shape(type="line", xref="paper", x0=0, x1=1, yref="y2", y0=1, y1=1, line=level)
+    ticks = [0.5 * i for i in range(int(2 * top) + 1)]
+    fig.update_layout(
+        yaxis2={
+            "overlaying": "y", "side": "right", "range": [0, top], "showgrid": False, "fixedrange": True, "title": {"text": "Edge weight w"},
+            "tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks],
+        },
+    )  # fmt: skip
 
 
 def finding(layers: pd.DataFrame) -> str:
@@ -101,5 +124,7 @@ def _hover(layers: pd.DataFrame, rule: str) -> np.ndarray:
             f" ({theme.percent(row.removed / row.weights)})"
             f"<br>multiply-adds {theme.number(row.macs_g * 1e3)} → {theme.number(row.macs_g_effective * 1e3, 'M')}"
         )
+        if "edge_weight" in layers:
+            text += f"<br>edge weight w = {row.edge_weight:.2f}"
         lines.append(text + (f"<br>left dense: {row.note}" if row.note else "") + (f"<br><i>estimate: {rule}</i>" if rule else ""))
     return np.array(lines, dtype=object)

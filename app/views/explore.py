@@ -5,35 +5,43 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from app import frame, launch, state
+from app import basis, before_controls, frame, launch, ledger_view, results, state
 from app.charts import budget, spectra, theme
+from app.choice import suits
 from starfish_lab.healing import METHODS
-from starfish_lab.pruning import BUDGETS, SCORES
+from starfish_lab.pruning import BUDGETS, SCORES, SOLVERS
+from starfish_lab.pruning.budgets import mp_edge
+from starfish_lab.recipe import Recipe
 from starfish_lab.whatif import Profile, WhatIf
 
-PATTERNS = {"unstructured": "Unstructured", "n_m": "N:M", "structured": "Structured"}
+PATTERNS = {"unstructured": "Unstructured", "n_m": "N:M", "structured": "Structured", "kept": "As started"}
 BUDGET_NAMES = {"uniform": "Uniform", "global": "Global", "mp_edge": "By MP edge"}
 UNITS = {"mlp": "MLP units", "qk": "Q/K dimensions"}
 PARTS = {"qkv": "q, k, v together"}
-PATTERN_HELP = "Unstructured: any weight may go. N:M: N of every M weights in a row stay. Structured: whole units go."
+PATTERN_HELP = (
+    "Unstructured: any weight may go. N:M: N of every M weights in a row stay. Structured: whole units go. "
+    "As started: what the start lacks, and no more (choose a start or merging under More)."
+)
 SPARSITY_HELP = "Share of the prunable weights (structured: of the units) that goes."
 BUDGET_HELP = (
     "Who loses how much. Uniform: every layer the same share. Global: the least important weights, wherever they are. "
-    "By MP edge: less where a layer's spectrum holds more than noise."
+    "By MP edge: more where a layer's bulk reaches further up, less where it does not."
 )
 MEASURES = {"weights": "Weights", "macs": "MACs", "share": "Share lost"}
 SPEED = {
     "unstructured": "mask only: no speed-up expected",
     "n_m": "mask only: no speed-up expected without hardware for it",
     "structured": "sliced: really smaller; a run measures how much faster",
+    "kept": "mask only: no speed-up expected",
 }
+SIGNALS = {"sigma_plus": "the MP edge σ₊", "hill_alpha": "Hill's α of the tail"}
 
 
 def page() -> None:
     profile = frame.profile()
     predicted = frame.prediction(profile)
     frame.figures(frame.stage_rows(profile, predicted))
-    _controls()
+    _controls(profile)
     if predicted is None:
         return
     selected = _selected(predicted.layers)
@@ -42,28 +50,44 @@ def page() -> None:
         with left:
             _budget(predicted, selected)
         with right:
-            _spectrum(profile, selected)
+            _spectrum(profile, selected, predicted)
     _launch(predicted)
     _details(predicted)
+    _ledger(profile)
 
 
-def _controls() -> None:
-    """What is pruned, how much, and by which rule."""
+def _controls(profile: Profile) -> None:
+    """What is pruned, how much, by which rule, and behind More what comes before."""
     chosen = state.choice()
+    patterns = [name for name in PATTERNS if name != "kept" or chosen.start != "dense" or chosen.merge]
     budgets = [*BUDGET_NAMES, *(name for name in BUDGETS.names() if name not in BUDGET_NAMES)]
     with st.container(horizontal=True, vertical_alignment="top", gap="medium"):
-        st.segmented_control("Pattern", list(PATTERNS), format_func=PATTERNS.get, required=True, help=PATTERN_HELP, **state.tie("pattern"))
+        st.segmented_control("Pattern", patterns, format_func=PATTERNS.get, required=True, help=PATTERN_HELP, **state.tie("pattern"))
         if chosen.pattern == "n_m":
             st.number_input("Keep N", 1, 63, step=1, width=110, help="Weights that stay in every group.", **state.tie("keep"))
             st.number_input("of M", 2, 64, step=1, width=110, help="Size of a group: consecutive input weights.", **state.tie("group"))
-        else:
-            st.slider("Sparsity", 0.05, 0.99, step=0.01, format="percent", width=250, help=SPARSITY_HELP, **state.tie("sparsity"))
+        elif chosen.pattern != "kept":
+            st.slider("Sparsity", 0.05, 0.99, step=0.01, format="percent", width=200, help=SPARSITY_HELP, **state.tie("sparsity"))
         if chosen.pattern == "structured":
             st.pills("Units", list(UNITS), selection_mode="multi", format_func=UNITS.get, **state.tie("units"))
         if chosen.pattern == "unstructured":
             st.selectbox("Budget", budgets, format_func=lambda name: BUDGET_NAMES.get(name, name), width=150, help=BUDGET_HELP, **state.tie("budget"))
-        scores = SCORES.names()
-        st.selectbox("Score", scores, format_func=str.capitalize, width=140, help="\n\n".join(map(SCORES.describe, scores)), **state.tie("score"))
+        if chosen.pattern != "kept":
+            _score(chosen)
+        before_controls.popover(profile)
+
+
+def _score(chosen: state.Choice) -> None:
+    """Scores, then solvers, as far as they go with the pattern."""
+    entries = {name: SCORES for name in SCORES.names()} | {name: SOLVERS for name in SOLVERS.names()}
+    names = [name for name in entries if chosen.pattern in suits(name)]
+    described = [f"**{_score_name(name)}** {entries[name].describe(name).partition(': ')[2] or entries[name].describe(name)}" for name in names]
+    hint = "A score says which weights matter least; a solver chooses them together with new values for the others.\n\n" + "\n\n".join(described)
+    st.selectbox("Score", names, format_func=_score_name, width=150, help=hint, **state.tie("score"))
+
+
+def _score_name(name: str) -> str:
+    return f"{theme.sentence(results.name(name))} (solver)" if name in SOLVERS.names() else theme.sentence(results.name(name))
 
 
 def _selected(layers: pd.DataFrame) -> str:
@@ -83,6 +107,7 @@ def _budget(predicted: WhatIf, selected: str) -> None:
         controls=lambda: _switch("Bars show", MEASURES, "show"),
         caption="A bar is a layer, in the order the network computes: amber goes, grey stays; click one for its spectrum. "
         + ("Hatched: estimated from the profile. " if rule else "")
+        + (f"{_cause(predicted)} " if "edge_weight" in predicted.layers else "")
         + "It does not say how much accuracy these weights carry: a run does.",
     )
     if clicked and clicked != selected:
@@ -90,7 +115,42 @@ def _budget(predicted: WhatIf, selected: str) -> None:
         st.rerun()
 
 
-def _spectrum(profile: Profile, selected: str) -> None:
+def _cause(predicted: WhatIf) -> str:
+    """Which regime the budget by MP edges is in, and what that does to w."""
+    sparsity, (signal, beta, s_d, decay) = _regime(basis.current())
+    weights = predicted.layers["edge_weight"]
+    if decay == 0:
+        return f"At {theme.percent(sparsity, 0)} edges play no part any more (from s_d = {s_d:g} on): every w is 1, the budget is the global one."
+    told = ", ".join(f"{value:g} for {kind}" for kind, value in beta.items()) if isinstance(beta, dict) else f"{beta:g}"
+    return (
+        f"The marks are each layer's edge weight w = 1 + β · d · z: at {theme.percent(sparsity, 0)} its signal z is {SIGNALS[signal]}, β is {told}, "
+        f"and d = 1 − s/{s_d:g} = {decay:.2g}; w runs from {weights.min():.2f} to {weights.max():.2f}. The smallest |W|/w go."
+    )
+
+
+def _regime(recipe: Recipe) -> tuple[float, mp_edge.Regime]:
+    """The sparsity at which edges decide, and the regime there: the start's where nothing goes beyond it."""
+    if recipe.pruning.pattern == "kept":
+        return recipe.start.sparsity, mp_edge.regime(recipe.start.sparsity)
+    return recipe.pruning.sparsity, mp_edge.regime(recipe.pruning.sparsity, **recipe.pruning.options)
+
+
+def _why_its_weight(profile: Profile, selected: str, predicted: WhatIf) -> str:
+    """What its spectrum makes of a layer's edge weight, in a sentence; '' where edges do not decide."""
+    if "edge_weight" not in predicted.layers:
+        return ""
+    weight = predicted.layers.set_index("layer")["edge_weight"][selected]
+    signal = _regime(basis.current())[1].signal
+    known = profile.layers.set_index("layer")[signal].reindex(predicted.layers["layer"])
+    side = "above" if known[selected] > known.mean() else "below"
+    name = {"sigma_plus": "σ₊", "hill_alpha": "Hill's α"}[signal]
+    if abs(weight - 1) < 0.005:
+        return f"Its edge weight w is {weight:.2f}: magnitude alone decides. "
+    found, mean = theme.number(known[selected]), theme.number(known.mean())
+    return f"Its {name} of {found} is {side} the layers' mean of {mean}, so weights up to w = {weight:.2f} times the common threshold go. "
+
+
+def _spectrum(profile: Profile, selected: str, predicted: WhatIf) -> None:
     rows = profile.spectra[profile.spectra["layer"] == selected].set_index("part", drop=False)
     if rows.empty:
         st.caption(f"{selected} has no spectrum in this profile.")
@@ -105,8 +165,9 @@ def _spectrum(profile: Profile, selected: str) -> None:
         spectra.spectrum(row, dark=frame.dark()),
         key="spectrum",
         controls=lambda: len(parts) > 1 and _switch("Part", parts, "part"),
-        caption=f"**{theme.sentence(row['verdict'])}.** Inside the shaded bulk the matrix looks like noise; spikes beyond the edge are what it "
-        "learned. It does not say which single weights matter.",
+        caption=f"**{theme.sentence(row['verdict'])}.** {_why_its_weight(profile, selected, predicted)}"
+        "Inside the shaded bulk the matrix looks like noise; spikes beyond the edge are what it learned. "
+        "It does not say which single weights matter.",
     )
 
 
@@ -119,25 +180,37 @@ def _switch(label: str, names: dict[str, str], value: str) -> None:
 
 def _launch(predicted: WhatIf) -> None:
     """What it comes to, in words, and the button that does it."""
-    chosen, totals = state.choice(), predicted.totals
+    recipe, totals = basis.current(), predicted.totals
     dense = predicted.layers[predicted.layers["note"].astype(bool) & (predicted.layers["removed"] == 0)]
     share = theme.percent(totals["sparsity_prunable"])
     gone = f"**{share}** of prunable weights, **{theme.percent(totals['sparsity_all'])}** of all parameters go"
     with frame.actions():
-        st.caption(f"{gone} · {SPEED[chosen.pattern]}", width="stretch", text_alignment="right")
-        if st.button("Prune & heal", type="primary", icon=":material/healing:", help=_healing()):
-            launch.queue(state.recipe())
+        st.caption(f"{gone} · {_speed(recipe)}", width="stretch", text_alignment="right")
+        if origin := basis.origin():
+            hint = "What no page shows (seeds, options, layers) comes from it. Press to let go of it."
+            st.button(f"On {origin}", type="tertiary", icon=":material/close:", help=hint, on_click=basis.let_go)
+        hint = f"{METHODS.describe(recipe.healing.method)} {results.healing(recipe)}"
+        if st.button("Prune & heal", type="primary", icon=":material/healing:", help=hint):
+            launch.queue(recipe)
             st.switch_page("views/prune_and_heal.py")
-    for note in predicted.notes[predicted.estimate :]:  # the rule of an estimate stands in the chart
-        st.caption(note)
+    for text in (results.before(recipe), *predicted.notes[predicted.estimate :]):  # the rule of an estimate stands in the chart
+        if text:
+            st.caption(text)
     for reason, rows in dense.groupby("note", sort=False):
         st.caption(f"{len(rows)} layers stay dense, {reason}: {', '.join(rows['layer'].head(6))}{' …' if len(rows) > 6 else ''}")
 
 
-def _healing() -> str:
-    chosen = state.choice()
-    steps = f"{chosen.steps} steps" if chosen.steps else "10 epochs"
-    return f"{METHODS.describe(chosen.healing)} {steps} on {chosen.calibration} unlabelled images."
+def _speed(recipe: Recipe) -> str:
+    """What to expect of the clock, before anything is measured."""
+    said = SPEED[recipe.pruning.pattern]
+    return f"{said}; merged tokens really go: a run measures how much faster" if any(recipe.tokens.r) else said
+
+
+def _ledger(profile: Profile) -> None:
+    details = st.expander("Multiply-adds, by every way of counting", on_change="rerun", key="ledger_details")
+    if details.open:
+        with details:
+            ledger_view.section(profile)
 
 
 def _details(predicted: WhatIf) -> None:
@@ -156,6 +229,7 @@ def _details(predicted: WhatIf) -> None:
                 "sparsity": st.column_config.ProgressColumn("Share lost", min_value=0, max_value=1, format="percent"),
                 "macs_g": st.column_config.NumberColumn("MACs (G)", format="%.3g"),
                 "macs_g_effective": st.column_config.NumberColumn("MACs left (G)", format="%.3g"), "note": "Left dense because",
+                "edge_weight": st.column_config.NumberColumn("Edge weight w", format="%.2f"),
             },
         )  # fmt: skip
 

@@ -172,7 +172,7 @@ def page(running: bool) -> None:
     """The table; drawn again every few seconds while something runs."""
     with frame.guard():
         runs = state.store().runs(kind=None, limit=KNOWN)
-        runs = runs[runs["kind"] != "profile"]
+        runs = runs[~runs["kind"].isin(["profile", "merging"])]
         if runs.empty:
             empty()
             return

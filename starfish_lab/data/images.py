@@ -50,6 +50,11 @@ class Stored:
         """The file's bytes."""
         return _archive(self.path).read(self.member) if self.member else self.path.read_bytes()
 
+    def head(self, count: int) -> bytes:
+        """The file's first bytes."""
+        with _archive(self.path).open(self.member) if self.member else self.path.open("rb") as file:
+            return file.read(count)
+
     def open(self) -> Image.Image:
         """Decoded, in RGB. Raises whatever the decoder makes of a broken file."""
         with warnings.catch_warnings():
@@ -72,6 +77,9 @@ class InMemory:
 
     def read(self) -> bytes:
         return self.image.tobytes()
+
+    def head(self, count: int) -> bytes:
+        return self.read()[:count]
 
     def open(self) -> Image.Image:
         return self.image.convert("RGB")
@@ -122,10 +130,18 @@ class ImageSet:
     (3, [(2, 1, 8, 8), (1, 1, 8, 8)])
     """
 
-    def __init__(self, names: Sequence[str], labels: LongTensor | None, image: Callable[[int], Tensor | None]):
-        self.names, self.labels = list(names), labels
+    def __init__(
+        self,
+        names: Sequence[str],
+        labels: LongTensor | None,
+        image: Callable[[int], Tensor | None],
+        *,
+        picture: Callable[[int], Image.Image | None] | None = None,
+        preprocessing: Preprocessing | None = None,
+    ):
+        self.names, self.labels, self.preprocessing = list(names), labels, preprocessing
         self.skipped: list[str] = []
-        self._image, self._tensor = image, None
+        self._image, self._picture, self._tensor = image, picture, None
 
     @classmethod
     def of(cls, images: Tensor, labels: LongTensor | None = None, names: Sequence[str] | None = None) -> ImageSet:
@@ -143,10 +159,34 @@ class ImageSet:
             except Exception:  # whatever a decoder makes of a broken file: the image is left out and named
                 return None
 
-        return cls([item.name for item in items], labels, image)
+        def picture(index: int) -> Image.Image | None:
+            try:
+                return items[index].open()
+            except Exception:
+                return None
+
+        return cls([item.name for item in items], labels, image, picture=picture, preprocessing=preprocessing)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def has_pictures(self) -> bool:
+        """True where images are decoded when asked for, so that they can be had as they were before preparation."""
+        return self._picture is not None
+
+    def image(self, index: int) -> Tensor | None:
+        """One prepared image (C, H, W), None if it cannot be decoded. Several threads may ask at once."""
+        return self._image(index)
+
+    def picture(self, index: int) -> Image.Image | None:
+        """One image in RGB as it was before preparation, None if it cannot be decoded. Only where `has_pictures`."""
+        return self._picture(index)
+
+    def skip(self, index: int) -> None:
+        """Name an image that cannot be decoded, once."""
+        if self.names[index] not in self.skipped:
+            self.skipped.append(self.names[index])
 
     def batches(self, size: int) -> Iterator[tuple[LongTensor, Tensor]]:
         """Indices (b,) and images (b, C, H, W), in order, at most `size` at a time."""
@@ -155,8 +195,7 @@ class ImageSet:
         for index in range(len(self)):
             image = self._image(index)
             if image is None:
-                if self.names[index] not in self.skipped:
-                    self.skipped.append(self.names[index])
+                self.skip(index)
                 continue
             indices.append(index)
             images.append(image)

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from starfish_lab.errors import WeightsError
+from starfish_lab.execution.sliced_keys import SlicedKeys
+from starfish_lab.models.gather import GatheredLinear, can_gather, described, gather, gathered
 from starfish_lab.models.network import AttentionLayer, Network, UnitGroup
 from starfish_lab.pruning import masks as masking
 from starfish_lab.pruning.masks import Masks
@@ -37,6 +39,7 @@ class SlicedAttention(nn.Module):
         rows = self.heads * (2 * qk_dim + self.head_dim)
         self.qkv = _empty_like(dense.qkv, out_features=rows)
         self.norm, self.gate, self.proj, self.proj_drop = dense.norm, dense.gate, dense.proj, dense.proj_drop
+        self.k_norm = dense.k_norm  # the identity where attention is sliced, or `SlicedKeys`; token merging hears the keys here
         self.dropout = dense.attn_drop.p
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -44,6 +47,7 @@ class SlicedAttention(nn.Module):
         width = self.heads * self.qk_dim
         parts = self.qkv(x).split([width, width, self.heads * self.head_dim], dim=-1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)  # (B, heads, N, qk_dim | head_dim)
+        k = self.k_norm(k)
         if x.device.type == "cpu":
             # the fused CPU kernel wants Q, K, V equally wide, and with zeros added is still faster than the fallback
             q, k = (F.pad(part, (0, self.head_dim - self.qk_dim)) for part in (q, k))
@@ -82,17 +86,22 @@ def slice_network(network: Network, masks: Masks) -> Network:
     return _described(small)
 
 
-def shapes(network: Network) -> dict[str, dict[str, int]]:
-    """What slicing changed, as plain data: units of each producer, and Q/K dimensions of each sliced attention."""
+def shapes(network: Network) -> dict[str, object]:
+    """What slicing and reordering changed, as plain data: units of each producer, Q/K dimensions of each sliced attention, names of
+    the layers that gather their inputs.
+    """
     units = {group.producer: network.module.get_submodule(group.producer).weight.shape[0] for group in network.unit_groups}
     qk_dims = {name: module.qk_dim for name, module in network.module.named_modules() if isinstance(module, SlicedAttention)}
-    return {"units": units, "qk_dims": qk_dims}
+    found = {"units": units, "qk_dims": qk_dims, "gathers": list(gathered(network.module))}
+    whole = [name for name in qk_dims if isinstance(network.module.get_submodule(name).k_norm, SlicedKeys)]
+    return {**found, "whole_keys": whole} if whole else found
 
 
-def reshape_like(network: Network, shapes: dict[str, dict[str, int]]) -> Network:
+def reshape_like(network: Network, shapes: dict[str, object]) -> Network:
     """The network with the shapes that `shapes` told, ready for the sliced weights; its own weights count for nothing.
 
-    The module is changed in place. Raises WeightsError if the shapes are those of another network.
+    Layers that gather leave their inputs as they are until the saved order is loaded. The module is changed in place. Raises
+    WeightsError if the shapes are those of another network.
     """
     groups = {group.producer: group for group in network.unit_groups}
     attentions = {attention.name: attention for attention in network.attentions}
@@ -106,7 +115,11 @@ def reshape_like(network: Network, shapes: dict[str, dict[str, int]]) -> Network
             _resize_group(network.module, groups[producer], torch.arange(units))
     for name, qk_dim in shapes["qk_dims"].items():
         _check(name, qk_dim, attentions[name].head_dim)
-        network.module.set_submodule(name, SlicedAttention(network.module.get_submodule(name), qk_dim))
+        small = SlicedAttention(network.module.get_submodule(name), qk_dim)
+        if name in shapes.get("whole_keys", ()):  # it merged tokens when it was sliced
+            small.k_norm = SlicedKeys.blank(small.heads, small.head_dim, qk_dim, small.qkv.weight.device)
+        network.module.set_submodule(name, small)
+    _let_gather(network, shapes.get("gathers", []))  # older files have none
     return _described(network)
 
 
@@ -122,10 +135,21 @@ def _check(name: str, size: object, most: int) -> None:
         raise WeightsError(f"The saved structure gives '{name}' the size {size!r}, not a whole number from 1 to {most}. Export the network again.")
 
 
+def _let_gather(network: Network, names: object) -> None:
+    layers = dict(network.module.named_modules())
+    if not isinstance(names, list) or len(names) != len({*map(str, names)}):
+        raise WeightsError(f"The saved structure's layers that gather are {names!r:.200}, not a list of names. Export the network again.")
+    for name in names:
+        if not isinstance(name, str) or name not in layers or not can_gather(layers[name]):
+            raise WeightsError(f"The saved structure lets '{name}' gather its inputs, which {network.name} cannot. Load it into its own network.")
+        inputs = layers[name].weight.shape[1]
+        gather(layers[name], torch.arange(inputs, device=layers[name].weight.device))
+
+
 def _described(network: Network) -> Network:
     """The network with its facts brought up to date: a sliced attention is no longer one whose dimensions can be pruned."""
     whole = tuple(a for a in network.attentions if not isinstance(network.module.get_submodule(a.name), SlicedAttention))
-    return replace(network, attentions=whole)
+    return described(replace(network, attentions=whole))
 
 
 # -- which units go ---------------------------------------------------------------------------------------------------
@@ -219,10 +243,14 @@ def _cut_attention(network: Network, masks: Masks) -> None:
         small.qkv.weight.copy_(dense.qkv.weight[rows])
         if dense.qkv.bias is not None:
             small.qkv.bias.copy_(dense.qkv.bias[rows])
+        if dense.k_norm._forward_hooks:  # token merging listens
+            small.k_norm = SlicedKeys.of(dense, kept)
         network.module.set_submodule(attention.name, small.train(dense.training))
 
 
 def _empty_like(layer: nn.Linear, *, out_features: int) -> nn.Linear:
     weight = layer.weight
     small = skip_init(nn.Linear, layer.in_features, out_features, bias=layer.bias is not None, device=weight.device, dtype=weight.dtype)
+    if isinstance(layer, GatheredLinear):
+        gather(small, layer.order)
     return small.requires_grad_(weight.requires_grad)

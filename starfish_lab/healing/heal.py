@@ -1,9 +1,9 @@
 """Healing: train what a mask left of a network, so that the pruned network behaves as the dense one.
 
-The loop is the same for every method (STARFISH, arXiv 2606.01126, and the authors' released defaults):
-start from dense × mask; only surviving entries of the masked weights train; Adam with default betas, the rate
-falling on a cosine at every step, no warm-up, no weight decay; the same batches in the same order in every
-epoch; gradients and weights masked at every step; float32. A method gives the loss of a batch.
+The loop is the same for every method (`training.loop`). With the defaults it is STARFISH's (arXiv 2606.01126, and the
+authors' released defaults): only surviving entries of the masked weights train; Adam with default betas, the rate falling
+on a cosine at every step, no warm-up, no weight decay; the same batches in the same order in every epoch; gradients and
+weights masked at every step; float32. A method gives the loss of a batch.
 
 On a CPU equal seeds give bit-identical results, resumed or not, at an equal number of threads: how many
 threads share a sum decides its order, and so its last bit.
@@ -11,203 +11,152 @@ threads share a sum decides its order, and so its last bit.
 
 from __future__ import annotations
 
-import math
-import time
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from starfish_lab import settings
+from starfish_lab.data.images import ImageSet
 from starfish_lab.errors import ImagesError, LabError, RecipeError
 from starfish_lab.healing import METHODS
-from starfish_lab.healing.checkpoint import Checkpoint, key_of, restore, state_of
 from starfish_lab.healing.session import Session
 from starfish_lab.models.network import Network
 from starfish_lab.progress import Reporter
 from starfish_lab.pruning.masks import Masks, apply
 from starfish_lab.recipe import HealingChoice
+from starfish_lab.training.batches import Batches
+from starfish_lab.training.checkpoint import Checkpoint, fingerprint
+from starfish_lab.training.loop import POINTS, TrainingChoice, TrainingResult, learning_rate, train
 
-POINTS = 200  # of a loss curve: what a chart can show
+__all__ = ["POINTS", "HealingResult", "heal", "learning_rate"]
 
+HealingResult = TrainingResult
 
-@dataclass
-class HealingResult:
-    """Loss curves and cost. Steps count from 1; `resumed_from` is 0 unless a checkpoint was continued."""
-
-    losses: list[tuple[int, float]] = field(default_factory=list)
-    block_losses: list[tuple[int, list[float]]] = field(default_factory=list)  # depth order
-    steps: int = 0
-    seconds: float = 0.0  # spent before and after a crash, together
-    resumed_from: int = 0
+OF_THE_OPTIMISER = {"momentum": 0.9, "nesterov": False}  # options beside the method's own, for 'sgd'
 
 
 def heal(
     dense: Network,
     student: Network,
     masks: Masks,
-    images: Tensor,
+    images: Tensor | ImageSet,
     choice: HealingChoice,
     *,
     labels: Tensor | None = None,
+    training: ImageSet | None = None,
     device: str | torch.device = "cpu",
     reporter: Reporter | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 5.0,
     teacher_memory_gb: float | None = None,
 ) -> HealingResult:
-    """Heal `student` in place. Whatever its weights were, it starts as dense × mask.
+    """Heal `student` in place. It starts from its own weights × masks.
 
     Parameters
     ----------
-    dense, student : the same architecture; dense is only read
+    dense : the teacher, only read; its blocks have the same names as the student's
     masks : {layer name: bool tensor of the weight's shape}, True where a weight stays and trains
-    images : (n, C, H, W) float, calibration images; batches move to the device one at a time
-    choice : method, its options, steps, batch size, learning rates, seed (of dropout, where a network has any)
-    labels : (n,), only for methods that need them
+    images : calibration images, (n, C, H, W) float or an ImageSet; batches move to the device one at a time
+    choice : method, its options (for 'sgd' also momentum and nesterov), steps, batch size, rates, what trains, on which
+        images and how augmented, precision, seed (of order, augmentation and dropout)
+    labels : (n,) of the calibration images, only for methods that need them; None takes those of an ImageSet
+    training : labelled images for `choice.images` 'training'; None takes the calibration images, shuffled in every epoch
     checkpoint : file to continue from if it is of this very run, and to save to every `checkpoint_seconds`
         and at the end. It stays; whoever owns the run removes it.
     teacher_memory_gb : memory for the teacher's targets; None takes the setting STARFISH_LAB_TEACHER_MEMORY_GB
 
-    Afterwards both networks are in eval mode on the devices they came from. All but masked weights and
-    running statistics is bit-identical to dense. After an exception the student is somewhere between.
+    Afterwards both networks are in eval mode on the devices they came from. Where `choice.trains` is 'weights', all but
+    masked weights and running statistics is bit-identical to before. After an exception the student is somewhere between.
 
     Raises Cancelled at the next step when the reporter is asked to stop, ImagesError for images that do not fit,
     RecipeError for options, masks or labels that do not, and when the loss is no longer a number.
     """
     reporter = reporter or Reporter()
-    if not METHODS.module(choice.method).NEEDS_LABELS:
-        labels = None
-    _check(dense, student, masks, images, choice, labels)
+    options, own = _options(choice)
+    batches = _batches(dense, images, labels, training, choice)
+    _check_networks(dense, student, masks)
     with _on(torch.device(device), dense.module, student.module) as device:
-        session = Session(
-            dense=dense,
-            student=student,
-            batches=images.split(choice.batch_size),
-            labels=None if labels is None else labels.split(choice.batch_size),
-            device=device,
-            reporter=reporter,
-            teacher_memory=1e9 * (settings.number(settings.TEACHER_MEMORY_GB, float) if teacher_memory_gb is None else teacher_memory_gb),
-        )
-        student.module.load_state_dict(dense.module.state_dict())
+        memory = settings.number(settings.TEACHER_MEMORY_GB, float) if teacher_memory_gb is None else teacher_memory_gb
+        session = Session(dense=dense, student=student, batches=batches, device=device, reporter=reporter, teacher_memory=1e9 * memory)
         apply(student.module, masks)
-        objective = METHODS.get(choice.method)(session, **choice.options)
+        objective = METHODS.get(choice.method)(session, **options)
         if objective is None:
             return HealingResult()
-        key = "" if checkpoint is None else key_of(session, masks, choice)
+        key = "" if checkpoint is None else _key(dense, student, masks, batches, choice)
         keeper = Checkpoint(checkpoint, key=key, seconds=checkpoint_seconds, reporter=reporter)
-        with _explained(choice, len(images)):
-            return _train(session, objective, masks, choice, keeper)
-
-
-def learning_rate(step: int, steps: int, choice: HealingChoice) -> float:
-    """Rate of step 1 … steps: half a cosine from the first rate; the final rate would be that of step steps + 1."""
-    share = (1 + math.cos(math.pi * (step - 1) / steps)) / 2
-    return choice.final_learning_rate + (choice.learning_rate - choice.final_learning_rate) * share
-
-
-def _train(session: Session, objective, masks: Masks, choice: HealingChoice, keeper: Checkpoint) -> HealingResult:
-    module, reporter = session.student.module, session.reporter
-    steps = choice.total_steps(sum(len(batch) for batch in session.batches))
-    weights = [module.get_submodule(name).weight for name in masks]
-    stays = [mask.to(weight) for mask, weight in zip(masks.values(), weights)]  # 1 and 0 as floats: masking is one product
-    optimiser = torch.optim.Adam(weights, lr=choice.learning_rate, fused=True)
-
-    result = HealingResult(steps=steps)
-    if saved := keeper.load():
-        restore(module, masks, saved["student"])
-        optimiser.load_state_dict(saved["optimiser"])
-        result = HealingResult(saved["losses"], saved["block_losses"], steps, saved["seconds"], saved["step"])
-        reporter.note(f"Healing continues from step {result.resumed_from} of {steps}.")
-
-    began = time.monotonic() - result.seconds
-    every = max(1, math.ceil(steps / POINTS))
-    with _training(module, weights), _own_randomness(session.device):
-        for step in range(result.resumed_from + 1, steps + 1):
-            reporter.check()
-            torch.manual_seed(choice.seed * 1_000_003 + step)  # dropout depends on the step alone, so a resumed run repeats it
-            index = (step - 1) % len(session.batches)
-            loss = objective(index, session.batches[index].to(session.device, torch.float32))
-            if not loss.total.requires_grad:
-                raise RecipeError(
-                    f"No masked layer has a part in the loss of '{choice.method}'. Prune layers inside the blocks, or heal by another method."
-                )
-            loss.total.backward()
-            optimiser.param_groups[0]["lr"] = learning_rate(step, steps, choice)
-            _masked_step(optimiser, weights, stays)
-
-            # Reading a loss waits for the device, so it happens only where it is recorded.
-            # A loss that is no number never becomes one again, so looking there is enough.
-            if step == 1 or step % every == 0 or step == steps:
-                _record(result, step, loss, reporter, choice)
-            reporter.progress(step, steps)
-            if step == steps or keeper.due():
-                result.seconds = time.monotonic() - began
-                keeper.save(
-                    {
-                        "step": step,
-                        "student": state_of(module, masks),
-                        "optimiser": optimiser.state_dict(),
-                        "losses": result.losses,
-                        "block_losses": result.block_losses,
-                        "seconds": result.seconds,
-                    }
-                )
+        phase = TrainingChoice(
+            steps=choice.total_steps(batches.count), learning_rate=choice.learning_rate, final_learning_rate=choice.final_learning_rate,
+            warmup=choice.warmup, optimiser=choice.optimiser, weight_decay=choice.weight_decay, gradient_clip=choice.gradient_clip,
+            trains=choice.trains, precision=choice.precision, seed=choice.seed, **own,
+        )  # fmt: skip
+        result = train(student, objective, batches, phase, moves=masks, device=device, reporter=reporter, keeper=keeper)
+    if batches.skipped:
+        reporter.note(f"{len(batches.skipped)} images cannot be read and took no part in healing, the first {batches.skipped[0]}.")
     return result
 
 
-@torch.no_grad()
-def _masked_step(optimiser: torch.optim.Optimizer, weights: list[Tensor], stays: list[Tensor]) -> None:
-    """One step of the surviving weights. Layers after the last block have no gradient and stay as they are."""
-    trained = [(weight, stay) for weight, stay in zip(weights, stays) if weight.grad is not None]
-    torch._foreach_mul_([weight.grad for weight, _ in trained], [stay for _, stay in trained])
-    optimiser.step()
-    torch._foreach_mul_([weight for weight, _ in trained], [stay for _, stay in trained])
-    optimiser.zero_grad(set_to_none=True)
-
-
-def _record(result: HealingResult, step: int, loss, reporter: Reporter, choice: HealingChoice) -> None:
-    total = loss.total.item()
-    if not math.isfinite(total):
+def _options(choice: HealingChoice) -> tuple[dict[str, object], dict[str, object]]:
+    """The options of the method, and those of the optimiser."""
+    known = METHODS.options(choice.method)
+    beside = OF_THE_OPTIMISER if choice.optimiser == "sgd" else {}
+    unknown = sorted(set(choice.options) - set(known) - set(beside))
+    if unknown:
         raise RecipeError(
-            f"The healing loss is {total} at step {step}: the learning rate {choice.learning_rate:g} is too high for this network, "
-            "or an image or a weight holds no number. Lower healing.learning_rate, and check the images and the weights."
+            f"healing.options.{unknown[0]} is no option of '{choice.method}'. Its options: {', '.join([*known, *beside]) or 'none'}."
         )
-    result.losses.append((step, total))
-    reporter.metric("loss", step, total)
-    if loss.blocks is not None:
-        blocks = loss.blocks.tolist()
-        result.block_losses.append((step, blocks))
-        for depth, value in enumerate(blocks):
-            reporter.metric(f"block.{depth}", step, value)
+    own = {name: value for name, value in choice.options.items() if name in beside}
+    momentum, nesterov = own.get("momentum", 0.9), own.get("nesterov", False)
+    if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum < 1:
+        raise RecipeError(f"healing.options.momentum is {momentum!r}: give a number from 0 to below 1, such as 0.9.")
+    if not isinstance(nesterov, bool) or (nesterov and momentum == 0):
+        raise RecipeError(f"healing.options.nesterov is {nesterov!r}: give true or false, and true only with a momentum above 0.")
+    return {name: value for name, value in choice.options.items() if name not in own}, own
 
 
-def _check(dense: Network, student: Network, masks: Masks, images: Tensor, choice: HealingChoice, labels: Tensor | None) -> None:
-    """Raise for whatever would fail later or, worse, heal something else than meant."""
-    if dense.module is student.module:
-        raise LabError("Dense and pruned network are the same object, so healing would overwrite its own teacher. Give a copy: dense.copy().")
-    expected = tuple(dense.preprocessing.input_size)
+def _batches(dense: Network, images: Tensor | ImageSet, labels: Tensor | None, training: ImageSet | None, choice: HealingChoice) -> Batches:
+    """The batches of the run, once it is certain that they fit the network and the method."""
+    kind = "calibration"
+    if choice.images == "training" and training is not None:
+        kind, images, labels = "training", training, training.labels
     if len(images) == 0:
-        raise ImagesError("There are no calibration images. Healing needs at least one; the paper uses 5,000.")
-    if tuple(images.shape[1:]) != expected or not images.is_floating_point():
+        raise ImagesError(f"There are no {kind} images. Healing needs at least one; the paper uses 5,000.")
+    if isinstance(images, ImageSet):
+        labels = images.labels if labels is None else labels
+        if choice.augmentation == "none" and kind == "calibration":
+            images = images.tensor()  # decoded once, for all epochs
+    expected = tuple(dense.preprocessing.input_size)
+    if isinstance(images, Tensor) and (tuple(images.shape[1:]) != expected or not images.is_floating_point()):
         raise ImagesError(
             f"Calibration images are {images.dtype} of shape {tuple(images.shape[1:])}; {dense.name} takes floats of shape {expected}. "
             "Prepare them by the network's own preprocessing."
         )
-    known = METHODS.options(choice.method)
-    unknown = sorted(set(choice.options) - set(known))
-    if unknown:
-        raise RecipeError(f"healing.options.{unknown[0]} is no option of '{choice.method}'. Its options: {', '.join(known) or 'none'}.")
-    if METHODS.module(choice.method).NEEDS_LABELS and labels is None:
+    if not METHODS.module(choice.method).NEEDS_LABELS:
+        labels = None
+    elif labels is None:
         raise RecipeError(
-            f"Healing by '{choice.method}' needs labels, and the calibration images have none. "
-            "Choose labelled images, or 'starfish', which needs none."
+            f"Healing by '{choice.method}' needs labels, and the {kind} images have none. Choose labelled images, or 'starfish', which needs none."
         )
-    if labels is not None and len(labels) != len(images):
-        raise ImagesError(f"{len(labels)} labels for {len(images)} calibration images. Give one for each image, in the same order.")
+    elif len(labels) != len(images):
+        raise ImagesError(f"{len(labels)} labels for {len(images)} {kind} images. Give one for each image, in the same order.")
+    return Batches(
+        images, labels, batch_size=choice.batch_size, shuffle=choice.images == "training", augmentation=choice.augmentation,
+        preprocessing=dense.preprocessing, seed=choice.seed,
+    )  # fmt: skip
+
+
+def _key(dense: Network, student: Network, masks: Masks, batches: Batches, choice: HealingChoice) -> str:
+    """Fingerprint of everything that decides the result: choice, masks, both networks' weights, images, labels."""
+    return fingerprint(dataclasses.asdict(choice), masks, dense.module.state_dict(), student.module.state_dict(), batches.fingerprint())
+
+
+def _check_networks(dense: Network, student: Network, masks: Masks) -> None:
+    """Raise for whatever would fail later or, worse, heal something else than meant."""
+    if dense.module is student.module:
+        raise LabError("Dense and pruned network are the same object, so healing would overwrite its own teacher. Give a copy: dense.copy().")
     if not masks:
         raise RecipeError("No layer has a mask, so nothing can be healed. Prune first.")
     for name, mask in masks.items():
@@ -227,43 +176,3 @@ def _on(device: torch.device, *modules: nn.Module) -> Iterator[torch.device]:
     finally:
         for module, home in zip(modules, homes):
             module.to(home)
-
-
-@contextmanager
-def _training(module: nn.Module, weights: list[Tensor]) -> Iterator[None]:
-    """Only the given weights train, in train mode so that running statistics follow; afterwards as before, in eval mode."""
-    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    module.requires_grad_(False).train()
-    for weight in weights:
-        weight.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-            parameter.grad = None
-        module.eval()
-
-
-@contextmanager
-def _explained(choice: HealingChoice, images: int) -> Iterator[None]:
-    """Torch's errors that a person can act on, in words."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise LabError(
-            f"The device has too little memory to heal with batches of {choice.batch_size} images. "
-            f"Lower healing.batch_size, or {settings.TEACHER_MEMORY_GB.name}, or choose a device with more memory."
-        ) from None
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise ImagesError(
-            f"A batch holds a single image ({images} images in batches of {choice.batch_size}), and batch norm needs two at this image size. "
-            "Change images.calibration or healing.batch_size so that the last batch holds at least two."
-        ) from None
-
-
-def _own_randomness(device: torch.device):
-    """Seeding inside leaves torch's random numbers outside as they were."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
+from starfish_lab.errors import ImagesError
 from starfish_lab.models.network import Network
 from starfish_lab.progress import Reporter
+from starfish_lab.training.batches import Batch, Batches
+from starfish_lab.training.loop import Loss
 
-
-class Loss(NamedTuple):
-    """The loss of one batch; `blocks` where it has a part for each block."""
-
-    total: Tensor  # (), differentiated
-    blocks: Tensor | None = None  # (blocks,), detached, depth order
+__all__ = ["Batch", "Loss", "Session"]
 
 
 @dataclass(frozen=True)
 class Session:
-    """One healing run: both networks on `device`, the calibration images cut into the batches of every epoch."""
+    """One healing run: both networks on `device`, and the batches of all steps."""
 
     dense: Network  # the teacher, in eval mode
-    student: Network  # dense × mask at the start
-    batches: tuple[Tensor, ...]  # each (B, C, H, W) on the CPU, the last one smaller
-    labels: tuple[Tensor, ...] | None  # each (B,), aligned with the batches
+    student: Network  # masked
+    batches: Batches
     device: torch.device
     reporter: Reporter
-    teacher_memory: float  # bytes for what the teacher says of the batches
+    teacher_memory: float  # bytes for what the teacher says of batches that come again
+
+    def check_labels(self) -> None:
+        """Raise ImagesError unless all labels are class indices of the network's outputs."""
+        lowest, highest = int(self.batches.labels.min()), int(self.batches.labels.max())
+        classes = self.student.num_classes
+        if lowest < 0 or (classes and highest >= classes):
+            raise ImagesError(
+                f"Labels run from {lowest} to {highest}; {self.student.name} knows classes 0 to {classes - 1}. Give the class order of the network."
+            )

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from starfish_lab.healing.session import Session
+from starfish_lab.healing.session import Batch, Session
 
 
 class Teacher:
-    """`teacher(index, images)` gives the targets of a batch: a list of tensors on the session's device.
+    """`teacher(batch)` gives the targets of a batch: a list of tensors on the session's device.
 
-    The calibration batches are the same in every epoch, so their targets are computed when first met and
-    kept for as many batches as the budget holds; the others are computed anew each time. Targets are the
+    Batches that are the same in every epoch have an index: their targets are computed when first met and
+    kept for as many batches as the budget holds; all others are computed anew each time. Targets are the
     same either way, bit for bit on a CPU: the budget decides speed, never the result.
 
     `targets(module, images)` computes them; it runs in eval mode without gradients.
@@ -26,25 +26,27 @@ class Teacher:
         self._room: int | None = None  # batches to keep, known once the first is measured
 
     @torch.no_grad()
-    def __call__(self, index: int, images: Tensor) -> list[Tensor]:
-        if index in self._kept:
-            return self._kept[index]
-        targets = self._targets(self._session.dense.module, images)
+    def __call__(self, batch: Batch) -> list[Tensor]:
+        if batch.index is not None and batch.index in self._kept:
+            return self._kept[batch.index]
+        targets = self._targets(self._session.dense.module, batch.images)
+        if batch.index is None:
+            return targets
         if self._room is None:
-            self._room = self._plan(sum(t.numel() * t.element_size() for t in targets) / len(images))
+            self._room = self._plan(sum(t.numel() * t.element_size() for t in targets) / len(batch.images), len(batch.images))
         if len(self._kept) < self._room:
-            self._kept[index] = targets
+            self._kept[batch.index] = targets
         return targets
 
-    def _plan(self, bytes_per_image: float) -> int:
+    def _plan(self, bytes_per_image: float, batch_size: int) -> int:
         """How many batches to keep; tells the person."""
         session = self._session
         budget = session.teacher_memory
         if session.device.type == "cuda":
             budget = min(budget, torch.cuda.mem_get_info(session.device)[0] / 2)  # the other half is the student's
-        batches, images = len(session.batches), sum(len(batch) for batch in session.batches)
+        batches, images = session.batches.per_epoch, session.batches.count
         needed = bytes_per_image * images
-        room = batches if needed <= budget else int(budget / (bytes_per_image * len(session.batches[0])))
+        room = batches if needed <= budget else int(budget / (bytes_per_image * batch_size))
         if room == batches:
             session.reporter.note(f"Teacher targets of {images} images are cached ({_size(needed)}).")
         else:

@@ -53,7 +53,13 @@ def _profile(run: Run, *, store: Store, reporter: Reporter, folder: Path, device
     return Report()
 
 
-KINDS: dict[str, Callable[..., Report]] = {"experiment": _experiment, "latency": _latency, "profile": _profile}
+def _merging(run: Run, *, store: Store, reporter: Reporter, folder: Path, device: str) -> Report:
+    from starfish_lab import tokens_view
+
+    return tokens_view.compute(run.recipe, reporter=reporter, device=device)
+
+
+KINDS: dict[str, Callable[..., Report]] = {"experiment": _experiment, "latency": _latency, "profile": _profile, "merging": _merging}
 
 
 def work(store: Store, device: str, *, once: bool = False, stop: threading.Event | None = None) -> None:

@@ -17,6 +17,8 @@ from starfish_lab.progress import Reporter
 if TYPE_CHECKING:
     from starfish_lab.data import ImageSet
 
+LOGITS = 2000  # images whose logits are kept
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -25,11 +27,13 @@ class Predictions:
     indices : (n,) positions of the images in their set
     top5 : (n, min(5, classes)) most probable classes, best first
     labels : (n,) true classes
+    logits : (m, classes) of the first m images, m = min(n, 2,000): what a certificate compares
     """
 
     indices: np.ndarray
     top5: np.ndarray
     labels: np.ndarray
+    logits: np.ndarray | None = None
 
     @property
     def top1(self) -> np.ndarray:
@@ -52,7 +56,7 @@ def predict(network: Network, images: ImageSet, *, device: str = "cpu", batch_si
     if images.labels is None:
         raise ImagesError("Accuracy needs labels and these images have none. Give a folder with one sub-folder a class, or a CSV of file and label.")
     reporter = reporter or Reporter()
-    indices, ranked, labels = [], [], []
+    indices, ranked, labels, kept = [], [], [], []
     with evaluating(network.module, device) as module:
         for done, (positions, batch) in enumerate(images.batches(batch_size), start=1):
             reporter.check()
@@ -60,10 +64,11 @@ def predict(network: Network, images: ImageSet, *, device: str = "cpu", batch_si
             ranked.append(logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu().numpy())
             indices.append(positions.numpy())
             labels.append(images.labels[positions].numpy())
+            kept.append(logits[: max(0, LOGITS - sum(map(len, kept)))].float().cpu().numpy())
             reporter.progress(min(done * batch_size, len(images)), len(images))
     if not indices:
         raise ImagesError("No image could be read, so there is no accuracy. Check that the files are images and not empty.")
-    return Predictions(np.concatenate(indices), np.concatenate(ranked), np.concatenate(labels))
+    return Predictions(np.concatenate(indices), np.concatenate(ranked), np.concatenate(labels), np.concatenate(kept))
 
 
 def wilson(correct: int, images: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -36,6 +36,22 @@ class UnitGroup:
 
 
 @dataclass(frozen=True)
+class Fold:
+    """Input channels of a layer that earlier layers can supply in any order, at no cost when the network runs.
+
+    Channel j of `consumer` (of C) is made by the j-th of the last C rows of `producer`, and passes entry j of every layer in
+    `companions` (norms) on its way. With `segments` > 1 a channel may move only inside its own of that many equal segments.
+    `place` says in words what the channels are: 'hidden units', 'head' or 'channels'.
+    """
+
+    producer: str
+    consumer: str
+    companions: tuple[str, ...] = ()
+    segments: int = 1
+    place: str = "hidden units"
+
+
+@dataclass(frozen=True)
 class AttentionLayer:
     """A timm Attention module: its name, and that of its fused qkv layer with (3 · heads · head_dim) rows."""
 
@@ -64,6 +80,7 @@ class Network:
     prefix_tokens: int = 0  # class (and distillation) tokens in front of the patch tokens
     unit_groups: tuple[UnitGroup, ...] = ()
     attentions: tuple[AttentionLayer, ...] = ()
+    foldable: tuple[Fold, ...] = ()
     structured_refusal: str = ""  # why units cannot be removed, where they cannot
     preprocessing: Preprocessing = Preprocessing()
     num_classes: int = 0

@@ -14,8 +14,9 @@ class BlockStates:
     """Outputs of a module's blocks during forward passes inside the `with`; gradients flow through them.
 
     After a forward pass `values` holds one tensor a block, in the order of `blocks`: (B, N, D) for tokens,
-    (B, C, H, W) for images. A later pass replaces them. Raises LabError if a block did not run or returned
-    something else than a tensor.
+    (B, C, H, W) for images. A later pass replaces them. A block that merges tokens has a state for each original one:
+    what the token holds that it went into, so that it compares with a network that merges none. Raises LabError if a
+    block did not run or returned something else than a tensor.
 
     >>> import torch
     >>> module = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
@@ -47,6 +48,8 @@ class BlockStates:
         return [self._states[name] for name in self._blocks]
 
     def _keep(self, name: str, module: nn.Module, inputs: object, output: object) -> None:
+        if hasattr(output, "expanded"):  # `tokens.Tokens`
+            output = output.expanded()
         if not isinstance(output, Tensor):
             raise LabError(
                 f"Block '{name}' returns a {type(output).__name__}; its state must be one tensor. Wrap the block so that it returns that tensor."

@@ -8,22 +8,80 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from starfish_lab.errors import RecipeError
-from starfish_lab.pruning import BUDGETS
+from starfish_lab.pruning import BUDGETS, PERMUTATIONS, SCORES, SOLVERS
 from starfish_lab.recipe import PruningChoice
+
+# What every solver takes besides its own options: whether later layers see what earlier ones have become, and how many random
+# rows of each layer's inputs in a batch enter its second moments.
+DRIVER_OPTIONS = {"sequential": False, "rows": 4096}
+# What every permutation takes besides its own options: what makes a weight important, and whether inputs are also reordered where
+# that costs a gather when the network runs.
+REORDERING_OPTIONS = {"importance": "activation", "gather": True}
+NO_ZEROS = "The network that pruning starts from has no zeros in its prunable layers, so nothing is removed."
+_GIVEN = {"activations", "gradients", "generator", "segments", "taps"}  # what the run hands over, no option of a recipe
 
 
 def check(choice: PruningChoice) -> None:
     """Raise RecipeError for choices that are valid one by one but not together."""
     choice.validate()
+    if choice.permutation != "none" and choice.pattern != "n_m":
+        raise RecipeError(
+            f"The order of a layer's inputs matters to the pattern 'n_m' alone, so the permutation '{choice.permutation}' has nothing to decide "
+            f"under '{choice.pattern}'. Choose pruning.permutation 'none', or pruning.pattern 'n_m'."
+        )
+    if choice.pattern == "kept":
+        return
     if choice.pattern in ("n_m", "structured") and choice.budget != "uniform":
         raise RecipeError(
             f"The pattern '{choice.pattern}' takes the same share from every layer, so the budget '{choice.budget}' has nothing to decide. "
             "Choose pruning.budget 'uniform', or pruning.pattern 'unstructured'."
         )
-    known = BUDGETS.options(choice.budget)
-    for name in choice.options:
+    fitting = patterns_of(choice.score)
+    if fitting and choice.pattern not in fitting:
+        kind = "solver" if is_solver(choice) else "score"
+        raise RecipeError(
+            f"The {kind} '{choice.score}' goes with the pattern {' or '.join(map(repr, fitting))}, not with '{choice.pattern}'. "
+            f"Choose pruning.pattern {fitting[0]!r}, or the score 'magnitude'."
+        )
+    _check_options(f"The budget '{choice.budget}'", "pruning.options", choice.options, BUDGETS.options(choice.budget))
+    kind = "solver" if is_solver(choice) else "score"
+    _check_options(f"The {kind} '{choice.score}'", "pruning.score_options", choice.score_options, score_options(choice.score))
+    if choice.score_options.get("rows", 1) < 1:
+        raise RecipeError(f"pruning.score_options.rows is {choice.score_options['rows']}: give a whole number of at least 1.")
+    known = permutation_options(choice.permutation)
+    _check_options(f"The permutation '{choice.permutation}'", "pruning.permutation_options", choice.permutation_options, known)
+
+
+def is_solver(choice: PruningChoice) -> bool:
+    """Whether masks come from a solver, which chooses new values of the weights too, rather than from scores."""
+    return choice.score in SOLVERS.names()
+
+
+def patterns_of(score: str) -> tuple[str, ...]:
+    """Patterns that a score or solver is made for; empty where it goes with every one."""
+    return (SOLVERS if score in SOLVERS.names() else SCORES).constant(score, "PATTERNS", ())
+
+
+def score_options(score: str) -> dict[str, object]:
+    """What `pruning.score_options` may say under a score or solver: {option: default}."""
+    if score in SOLVERS.names():
+        return SOLVERS.options(score) | DRIVER_OPTIONS
+    return {name: default for name, default in SCORES.options(score).items() if name not in _GIVEN}
+
+
+def permutation_options(permutation: str) -> dict[str, object]:
+    """What `pruning.permutation_options` may say under a permutation: {option: default}."""
+    return {name: default for name, default in PERMUTATIONS.options(permutation).items() if name not in _GIVEN} | REORDERING_OPTIONS
+
+
+def _check_options(owner: str, where: str, given: Mapping[str, object], known: Mapping[str, object]) -> None:
+    for name, value in given.items():
         if name not in known:
-            raise RecipeError(f"The budget '{choice.budget}' has no option '{name}'. Its options: {', '.join(known) or 'none'}.")
+            raise RecipeError(f"{owner} has no option '{name}'. Its options: {', '.join(known) or 'none'}.")
+        default = known[name]
+        wanted = {bool: bool, int: int, float: (int, float), str: str}.get(type(default), object)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted not in (bool, object)):
+            raise RecipeError(f"{where}.{name} is {value!r}: give a value like its default, {default!r}.")
 
 
 def removed_in_all(sizes: Iterable[int], sparsity: float) -> int:
@@ -83,15 +141,20 @@ def _reach(histogram: np.ndarray, total: float) -> tuple[int, float]:
     return int(filled[place]), float(running[place] - histogram[filled[place]])
 
 
-def n_m_misfit(in_features: int, conv_groups: int, group: int) -> str:
+def n_m_misfit(in_features: int, conv_groups: int, group: int, outputs: int | None = None) -> str:
     """Why a keep:group pattern does not fit a layer, '' where it does (arXiv 2606.02608, Online Resource 2).
 
     `in_features` are a Linear's inputs or a convolution's input channels (weight.shape[1]); a convolution's weight is
-    unfolded channel by channel, and its groups run over the unfolded columns.
+    unfolded channel by channel, and its groups run over the unfolded columns. `outputs` (weight.shape[0]) of less than a
+    group do not fit either; None leaves them out of it.
     """
     if conv_groups != 1:
         return "a grouped convolution has no input channels to run groups over"
-    return f"its {in_features} inputs are not divisible by {group}" if in_features % group else ""
+    if in_features % group:
+        return f"its {in_features} inputs are not divisible by {group}"
+    if in_features < 4:
+        return f"its {in_features} inputs are fewer than 4"
+    return f"its {outputs} outputs are fewer than {group}" if outputs is not None and outputs < group else ""
 
 
 def refuse_misfits(misfits: Mapping[str, str], layers: int, choice: PruningChoice) -> None:

@@ -18,11 +18,12 @@ import pandas as pd
 import sqlalchemy as sa
 
 from starfish_lab.errors import StoreError
+from starfish_lab.pruning import STARTS
 from starfish_lab.recipe import Recipe
 from starfish_lab.report import Report
 from starfish_lab.store.schema import EVENTS, NOTES, RUNS, TABLES, WORKERS, Database
 
-KINDS = ("experiment", "profile", "latency")
+KINDS = ("experiment", "profile", "latency", "merging")
 MAX_ATTEMPTS = 3
 FORGET_WORKERS_SECONDS = 86400.0
 
@@ -91,7 +92,7 @@ class Queue(Database):
                 kind=kind, name=recipe.name, status="queued", owner=owner, parent=parent, wants=recipe.device, created_at=time.time(),
                 recipe=recipe.to_json(), recipe_hash=fingerprint, model=recipe.model.name, weights=recipe.model.weights,
                 pattern=pruning.pattern, score=pruning.score, budget=pruning.budget, method=recipe.healing.method,
-                sparsity=1 - pruning.keep / pruning.group if pruning.pattern == "n_m" else pruning.sparsity,
+                sparsity=_asked(recipe),
             )  # fmt: skip
             if claimed_by is not None:
                 worker, device = claimed_by
@@ -102,7 +103,7 @@ class Queue(Database):
     def claim(self, worker: str, device: str) -> Run | None:
         """Give the worker the next run that its device may do, or None.
 
-        Profiles come first (a page waits for them), then the oldest. A run whose worker died is taken over;
+        Profiles and token merging come first (a page waits for them), then the oldest. A run whose worker died is taken over;
         after MAX_ATTEMPTS workers died on it, it fails.
         """
         now = time.time()
@@ -112,7 +113,7 @@ class Queue(Database):
         with self.transaction() as connection:  # a look before the leap: idle polling never takes the write lock
             if connection.scalar(sa.select(RUNS.c.id).where(free).limit(1)) is None:
                 return None
-        order = (sa.case((RUNS.c.kind == "profile", 0), else_=1), RUNS.c.id)
+        order = (sa.case((RUNS.c.kind.in_(("profile", "merging")), 0), else_=1), RUNS.c.id)
         chosen = sa.select(RUNS.c.id).where(free).order_by(*order).limit(1).with_for_update(skip_locked=True).scalar_subquery()
         with self.transaction() as connection:
             dead = f"The worker died {MAX_ATTEMPTS} times while it did this run, so it is not tried again. Memory may be short: try smaller batches."
@@ -253,3 +254,13 @@ def unknown_run(run_id: int) -> StoreError:
 def _dumps(value: object) -> str:
     """JSON; figures that are still numpy's become Python's."""
     return json.dumps(value, default=lambda item: item.tolist())
+
+
+def _asked(recipe: Recipe) -> float:
+    """The sparsity that a recipe asks for; of a start from a file nothing is known before it runs."""
+    pruning, start = recipe.pruning, recipe.start
+    if pruning.pattern == "n_m":
+        return 1 - pruning.keep / pruning.group
+    if pruning.pattern == "kept":
+        return start.sparsity if STARTS.constant(start.method, "TRAINS", False) else 0.0
+    return pruning.sparsity

@@ -10,25 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor
 from torch.nn import functional as F
 
 from starfish_lab.errors import RecipeError
-from starfish_lab.healing.session import Loss, Session
+from starfish_lab.healing.session import Batch, Loss, Session
 from starfish_lab.healing.teacher import Teacher
 
 NEEDS_LABELS = False
 
 
-def objective(session: Session, *, temperature: float = 2.0) -> Callable[[int, Tensor], Loss]:
-    """The loss of a batch: (batch index, images (B, C, H, W)) → Loss."""
+def objective(session: Session, *, temperature: float = 2.0) -> Callable[[Batch], Loss]:
+    """The loss of a batch."""
     if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature > 0:
         raise RecipeError(f"healing.options.temperature is {temperature!r}: give a number above 0, such as 2.")
-    teacher = Teacher(session, lambda module, images: [F.log_softmax(module(images) / temperature, dim=-1)])
+    teacher = Teacher(session, lambda module, images: [F.log_softmax(module(images).float() / temperature, dim=-1)])
 
-    def loss(index: int, images: Tensor) -> Loss:
-        (target,) = teacher(index, images)  # (B, classes), log probabilities
-        answer = F.log_softmax(session.student.module(images) / temperature, dim=-1)
+    def loss(batch: Batch) -> Loss:
+        (target,) = teacher(batch)  # (B, classes), log probabilities
+        answer = F.log_softmax(session.student.module(batch.images).float() / temperature, dim=-1)
         return Loss(temperature**2 * F.kl_div(answer, target, reduction="batchmean", log_target=True))
 
     return loss

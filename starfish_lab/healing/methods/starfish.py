@@ -15,29 +15,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from starfish_lab.healing.session import Loss, Session
+from starfish_lab.healing.session import Batch, Loss, Session
 from starfish_lab.healing.teacher import Teacher
 from starfish_lab.models.states import BlockStates
 
 NEEDS_LABELS = False
 
 
-def objective(session: Session) -> Callable[[int, Tensor], Loss]:
-    """The loss of a batch: (batch index, images (B, C, H, W)) → Loss with a part for each block."""
+def objective(session: Session) -> Callable[[Batch], Loss]:
+    """The loss of a batch, with a part for each block."""
     blocks = session.student.blocks
     per_image = session.student.states == "image"
 
     def states(module: nn.Module, images: Tensor) -> list[Tensor]:
         with BlockStates(module, blocks) as caught:
             module(images)
-        return [state.flatten(1) if per_image else state for state in caught.values]  # (B, C·H·W) or (B, N, D)
+        return [(state.flatten(1) if per_image else state).float() for state in caught.values]  # (B, C·H·W) or (B, N, D)
 
     # Directions are all the cosine needs of the teacher, so they are what is cached.
     teacher = Teacher(session, lambda module, images: [F.normalize(state, dim=-1) for state in states(module, images)])
 
-    def loss(index: int, images: Tensor) -> Loss:
-        directions = teacher(index, images)
-        drift = torch.stack([cosine_distance(s, t) for s, t in zip(states(session.student.module, images), directions)])  # (blocks,)
+    def loss(batch: Batch) -> Loss:
+        directions = teacher(batch)
+        drift = torch.stack([cosine_distance(s, t) for s, t in zip(states(session.student.module, batch.images), directions)])  # (blocks,)
         return Loss(drift.mean(), drift.detach())
 
     return loss

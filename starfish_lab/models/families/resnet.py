@@ -5,7 +5,7 @@ from __future__ import annotations
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from starfish_lab.models.network import UnitGroup
+from starfish_lab.models.network import Fold, UnitGroup
 
 NAMES = ("resnet*",)
 TIMM_FILES = ("resnet",)  # of timm.models, whose networks of these names are of this kind
@@ -16,7 +16,14 @@ def describe(module: nn.Module) -> dict[str, object] | None:
     if not isinstance(module, ResNet):
         return None
     blocks = {name: child for name, child in module.named_modules() if isinstance(child, BasicBlock | Bottleneck)}
-    return {"blocks": tuple(blocks), "states": "image", "unit_groups": tuple(g for name, block in blocks.items() for g in _groups(name, block))}
+    groups = tuple(g for name, block in blocks.items() for g in _groups(name, block))
+    foldable = tuple(Fold(g.producer, g.consumer, g.companions, place="channels") for g in groups if _each_for_itself(module, g))
+    return {"blocks": tuple(blocks), "states": "image", "unit_groups": groups, "foldable": foldable}
+
+
+def _each_for_itself(module: nn.Module, group: UnitGroup) -> bool:
+    """True if the norms between two convolutions treat every channel alone: others tie a channel to its place."""
+    return all(isinstance(module.get_submodule(name), nn.BatchNorm2d) for name in group.companions)
 
 
 def _groups(name: str, block: nn.Module) -> list[UnitGroup]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from timm.layers.attention import Attention
+from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from starfish_lab.models.network import AttentionLayer, UnitGroup
+from starfish_lab.models.network import AttentionLayer, Fold, UnitGroup
 
 NAMES = ("vit_*", "deit_*", "deit3_*")
 TIMM_FILES = ("vision_transformer", "vision_transformer_hybrid", "deit")  # of timm.models, whose networks of these names are of this kind
@@ -29,4 +30,17 @@ def describe(module: nn.Module) -> dict[str, object] | None:
         for b in blocks
         if type(names.get(f"{b}.attn")) is Attention and isinstance(names[f"{b}.attn"].q_norm, nn.Identity)
     )
-    return {"blocks": blocks, "states": "tokens", "prefix_tokens": module.num_prefix_tokens, "unit_groups": groups, "attentions": attentions}
+    return {
+        "blocks": blocks, "states": "tokens", "prefix_tokens": module.num_prefix_tokens, "unit_groups": groups, "attentions": attentions,
+        "foldable": tuple(fold for b in blocks for fold in _folds(b, names)),
+    }  # fmt: skip
+
+
+def _folds(block: str, names: dict[str, nn.Module]) -> list[Fold]:
+    """Hidden units of the MLP, and dimensions of V inside each head: attention mixes tokens, never dimensions."""
+    mlp, attention, found = names.get(f"{block}.mlp"), names.get(f"{block}.attn"), []
+    if type(attention) is Attention and attention.gate is None and isinstance(attention.norm, nn.Identity):
+        found.append(Fold(f"{block}.attn.qkv", f"{block}.attn.proj", segments=attention.num_heads, place="head"))
+    if type(mlp) is Mlp and isinstance(mlp.norm, nn.Identity):
+        found.append(Fold(f"{block}.mlp.fc1", f"{block}.mlp.fc2"))
+    return found

@@ -11,6 +11,7 @@ d is 0 and the budget is the global one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -48,16 +49,30 @@ def weights(
     edges: pd.DataFrame, sparsity: float, *, signal: str | None = None, beta: float | None = None, s_d: float | None = None
 ) -> dict[str, float]:
     """w_l of every layer in `edges`. A layer whose signal is not finite counts as the average one."""
-    _check(signal, beta, s_d)
-    _, usual_signal, usual_beta, usual_s_d = next(regime for regime in REGIMES if sparsity <= regime[0])
-    decay = max(0.0, 1 - sparsity / (s_d or usual_s_d))
-    values = edges[signal or usual_signal].to_numpy(dtype=float)
+    acting = regime(sparsity, signal=signal, beta=beta, s_d=s_d)
+    values = edges[acting.signal].to_numpy(dtype=float)
     finite = np.isfinite(values)
     spread = values[finite].std() if finite.any() else 0.0  # population std, as the authors'
     z = np.where(finite, values - values[finite].mean(), 0.0) / spread if spread > 0 else np.zeros(len(values))
-    strength = usual_beta if beta is None else beta
-    betas = np.array([strength[kind] if isinstance(strength, dict) else strength for kind in edges["kind"]])
-    return dict(zip(edges.index, np.maximum(FLOOR, 1 + betas * decay * z).tolist(), strict=True))
+    betas = np.array([acting.beta[kind] if isinstance(acting.beta, dict) else acting.beta for kind in edges["kind"]])
+    return dict(zip(edges.index, np.maximum(FLOOR, 1 + betas * acting.decay * z).tolist(), strict=True))
+
+
+class Regime(NamedTuple):
+    """What makes the weights w_l at a sparsity. `decay` is d(s): 0 where the edges no longer matter."""
+
+    signal: str
+    beta: float | dict[str, float]  # one, or one a kind of layer
+    s_d: float
+    decay: float
+
+
+def regime(sparsity: float, *, signal: str | None = None, beta: float | None = None, s_d: float | None = None) -> Regime:
+    """The authors' regime at a sparsity, with what is given in place of its own. Raises RecipeError for what makes no sense."""
+    _check(signal, beta, s_d)
+    _, usual_signal, usual_beta, usual_s_d = next(found for found in REGIMES if sparsity <= found[0])
+    s_d = s_d or usual_s_d
+    return Regime(signal or usual_signal, usual_beta if beta is None else beta, s_d, max(0.0, 1 - sparsity / s_d))
 
 
 def _check(signal: object, beta: object, s_d: object) -> None:

@@ -16,13 +16,15 @@ from starfish_lab.pruning.patterns import MaskResult
 from starfish_lab.recipe import PruningChoice
 
 
-def masks(network: Network, scores: dict[str, Tensor], choice: PruningChoice, counts: dict[str, int]) -> MaskResult:
-    """Layer l loses its `counts[l]` lowest scores, exactly."""
+def masks(
+    network: Network, scores: dict[str, Tensor], choice: PruningChoice, counts: dict[str, int], units: dict[str, Tensor] | None = None
+) -> MaskResult:
+    """Layer l loses its `counts[l]` lowest scores, exactly; `units` play no part."""
     by_row = SCORES.module(choice.score).WITHIN == "row" and choice.budget == "uniform"
-    return MaskResult({layer: _without_smallest(score, counts[layer], len(score) if by_row else 1) for layer, score in scores.items()})
+    return MaskResult({layer: without_smallest(score, counts[layer], len(score) if by_row else 1) for layer, score in scores.items()})
 
 
-def _without_smallest(score: Tensor, count: int, groups: int) -> Tensor:
+def without_smallest(score: Tensor, count: int, groups: int = 1) -> Tensor:
     """True but for `count` entries of `score`: the lowest of each of the equal `groups`, whose losses differ by one at most."""
     rows = score.reshape(groups, -1).numpy()
     mask = np.ones(rows.shape, dtype=bool)

@@ -1,0 +1,155 @@
+"""The choice that follows a person from page to page, as plain values, and the recipe it stands for. No Streamlit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from app import results
+from starfish_lab.errors import RecipeError
+from starfish_lab.healing import METHODS
+from starfish_lab.pruning import BUDGETS, PATTERNS, PERMUTATIONS, SCORES, SOLVERS, STARTS
+from starfish_lab.pruning.budgets.mp_edge import SIGNALS
+from starfish_lab.recipe import SOURCES, WEIGHTS, HealingChoice, ImagesChoice, ModelChoice, PruningChoice, Recipe, StartChoice, TokensChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What the pages are about, in plain values. Empty text and 0 mean 'not given'."""
+
+    model: str = "starter"
+    weights: str = "bundled"
+    path: str = ""  # of a weights file
+    images: str = "starter"
+    images_path: str = ""
+    images_csv: str = ""
+    label_column: str = "label"  # of both tables
+    calibration_path: str = ""
+    calibration_csv: str = ""
+    calibration: int = 64
+    drift: int = 64
+    evaluation: int = 0  # 0: all that remain
+    training: int = 0  # 0: the calibration images; -1: all that remain
+    start: str = "dense"
+    start_path: str = ""
+    start_sparsity: float = 0.35
+    merge: int = 0  # tokens that every block merges
+    score: str = "magnitude"
+    budget: str = "uniform"
+    pattern: str = "unstructured"
+    sparsity: float = 0.9
+    keep: int = 2
+    group: int = 4
+    units: tuple[str, ...] = ("mlp", "qk")
+    permutation: str = "none"
+    signal: str = "auto"  # of the budget by MP edge; auto: the regime's
+    beta: str = "auto"
+    healing: str = "starfish"
+    steps: int = 200  # 0: as many epochs as the recipe says
+    device: str = "auto"
+
+
+# Names in the address bar, where they differ from the field's.
+SHORT = {
+    "path": "file", "images_path": "folder", "images_csv": "table", "label_column": "labels", "calibration_path": "cal_folder",
+    "calibration_csv": "cal_table",
+    "calibration": "cal", "evaluation": "eval", "training": "train", "group": "of", "healing": "heal",
+    "start_path": "start_file", "start_sparsity": "start_at", "permutation": "order",
+}  # fmt: skip
+ALLOWED = {
+    "weights": lambda: WEIGHTS,
+    "images": lambda: SOURCES,
+    "start": STARTS.names,
+    "score": lambda: (*SCORES.names(), *SOLVERS.names()),
+    "budget": BUDGETS.names,
+    "pattern": PATTERNS.names,
+    "units": lambda: ("mlp", "qk"),
+    "permutation": PERMUTATIONS.names,
+    "signal": lambda: ("auto", *SIGNALS),
+    "healing": METHODS.names,
+}
+RANGES = {
+    "calibration": (1, 1_000_000), "drift": (4, 1_000_000), "evaluation": (0, 10_000_000), "training": (-1, 10_000_000),
+    "start_sparsity": (0.05, 0.95), "merge": (0, 1024), "sparsity": (0.01, 0.99), "keep": (1, 63), "group": (2, 64), "steps": (0, 1_000_000),
+}  # fmt: skip
+FORMS = {"model": r"[A-Za-z0-9_.\-]{1,100}", "device": r"auto|cpu|mps|cuda(:\d{1,2})?", "beta": r"auto|\d{1,2}(\.\d{1,6})?"}
+DEFAULTS = Choice()
+
+
+def recipe(c: Choice) -> Recipe:
+    """The experiment that the choice describes. Raises RecipeError with a text to show as it stands."""
+    if c.weights == "file" and not c.path:
+        raise RecipeError("Weights from a file need its path: give it under Weights in the sidebar, or choose another origin.")
+    if c.images != "starter" and not c.images_path:
+        raise RecipeError(f"Images from '{c.images}' need a folder or zip: give its path under Images in the sidebar.")
+    if c.start == "file" and not c.start_path:
+        raise RecipeError("A start from a file needs its path: give it on Explore under More, or start from the dense network.")
+    options: dict[str, object] = {} if c.signal == "auto" else {"signal": c.signal}
+    options |= {} if c.beta == "auto" else {"beta": float(c.beta)}
+    return Recipe(
+        model=ModelChoice(name=c.model, weights=c.weights, path=c.path or None),
+        images=ImagesChoice(
+            source=c.images, path=c.images_path or None, csv=c.images_csv or None, label_column=c.label_column or DEFAULTS.label_column,
+            calibration_path=c.calibration_path or None, calibration_csv=c.calibration_csv or None,
+            calibration=c.calibration, drift=c.drift, evaluation=c.evaluation or None, training=None if c.training < 0 else c.training,
+        ),
+        start=StartChoice(method=c.start, path=c.start_path or None, sparsity=c.start_sparsity),
+        tokens=TokensChoice(r=(c.merge,) if c.merge else ()),
+        pruning=PruningChoice(
+            score=c.score, budget=c.budget, pattern=c.pattern, sparsity=c.sparsity, keep=c.keep, group=c.group, units=c.units,
+            permutation=c.permutation, options=options,
+        ),
+        healing=HealingChoice(method=c.healing, steps=c.steps or None),
+        device=c.device,
+    )  # fmt: skip
+
+
+def values(known: Recipe) -> dict[str, object]:
+    """What the choice holds of a recipe: {field: value}."""
+    m, i, p, h, begun = known.model, known.images, known.pruning, known.healing, known.start
+    signal, beta = p.options.get("signal"), p.options.get("beta")
+    return dict(
+        model=m.name, weights=m.weights, path=m.path or "", images=i.source, images_path=i.path or "", images_csv=i.csv or "",
+        label_column=i.label_column, calibration_path=i.calibration_path or "", calibration_csv=i.calibration_csv or "",
+        calibration=i.calibration, drift=i.drift, evaluation=i.evaluation or 0, training=-1 if i.training is None else i.training,
+        start=begun.method, start_path=begun.path or "", start_sparsity=begun.sparsity, merge=results.merged_tokens(known.tokens),
+        score=p.score, budget=p.budget, pattern=p.pattern, sparsity=p.sparsity, keep=p.keep, group=p.group, units=p.units,
+        permutation=p.permutation, signal=signal or "auto", beta="auto" if beta is None else f"{beta:g}",
+        healing=h.method, steps=h.steps or 0, device=known.device,
+    )  # fmt: skip
+
+
+def suits(score: str) -> tuple[str, ...]:
+    """The patterns that a score or solver works with."""
+    entries = SOLVERS if score in SOLVERS.names() else SCORES
+    return entries.constant(score, "PATTERNS") or tuple(PATTERNS.names())
+
+
+def consistent(c: Choice, *, pattern_first: bool = False) -> Choice:
+    """What cannot stand together gives way: the pattern to the score, or with `pattern_first` the score to the pattern.
+
+    Bundled weights belong to the starter alone, a path to weights from a file; n:m keeps fewer than it looks at, and only
+    its inputs are reordered; 'kept' needs something that is done before pruning.
+    """
+    if c.model == "starter":
+        c = replace(c, weights="bundled", path="")
+    elif c.weights == "bundled":
+        c = replace(c, weights="pretrained")
+    if c.weights != "file":
+        c = replace(c, path="")
+    if c.images == "starter":
+        c = replace(c, images_path="", images_csv="", label_column=DEFAULTS.label_column, calibration_path="", calibration_csv="")
+    if c.start != "file":
+        c = replace(c, start_path="")
+    if not STARTS.constant(c.start, "TRAINS", False):
+        c = replace(c, start_sparsity=DEFAULTS.start_sparsity)
+    if c.pattern == "kept" and c.start == "dense" and not c.merge:
+        c = replace(c, pattern=DEFAULTS.pattern)
+    if c.pattern != "kept" and c.pattern not in suits(c.score):
+        c = replace(c, score=DEFAULTS.score) if pattern_first else replace(c, pattern=suits(c.score)[0])
+    if c.pattern != "unstructured":  # the other patterns take the same share from every layer
+        c = replace(c, budget=DEFAULTS.budget)
+    if c.budget != "mp_edge":
+        c = replace(c, signal=DEFAULTS.signal, beta=DEFAULTS.beta)
+    if c.pattern != "n_m":
+        c = replace(c, permutation=DEFAULTS.permutation)
+    return replace(c, keep=min(c.keep, c.group - 1), units=c.units or DEFAULTS.units)

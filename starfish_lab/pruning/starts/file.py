@@ -1,0 +1,40 @@
+"""A network that was pruned before: its weights in a file.
+
+The file holds weights of the dense network's own architecture, zeros included, as `StartChoice.path` names it: .safetensors,
+or .pt, .pth or .bin with tensors only. What is zero in it counts as pruned: the pattern 'kept' leaves exactly those entries out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from starfish_lab.data import Splits
+from starfish_lab.errors import WeightsError
+from starfish_lab.models.checkpoints import fit, sha256_of, state_dict_from
+from starfish_lab.models.network import Network
+from starfish_lab.progress import Reporter
+from starfish_lab.pruning.cycles import StartResult, layers_of, row
+from starfish_lab.recipe import StartChoice
+
+TRAINS = False
+
+
+def start(
+    dense: Network, choice: StartChoice, splits: Splits | None, *, device: str, reporter: Reporter, folder: Path | None,
+    include_all: bool = False, exclude: tuple[str, ...] = (),
+) -> StartResult:  # fmt: skip
+    """The dense network with the file's weights. Raises WeightsError for a file that cannot be read or does not fit.
+
+    `include_all` counts zeros in every Linear and Conv2d, not in the prunable layers alone; `exclude` leaves layers out of the count.
+    """
+    path = Path(choice.path).expanduser()
+    network = dense.copy()
+    fit(network.module, state_dict_from(path), source=path.name, name=dense.name)
+    layers = layers_of(network, include_all, exclude)
+    odd = [name for name, value in network.module.state_dict().items() if value.is_floating_point() and not value.isfinite().all()]
+    if odd:
+        raise WeightsError(f"{path.name} holds numbers that are not finite, first in {odd[0]}. Save the weights again, or choose another file.")
+    zeros = sum(int((layer.weight == 0).sum()) for layer in layers.values())
+    sparsity = zeros / sum(layer.weight.numel() for layer in layers.values())
+    note = f"Pruning starts from {path.name} (SHA-256 {sha256_of(path)[:12]}): {sparsity:.2%} of the prunable weights are zero."
+    return StartResult(network, [row(0, sparsity, "prune", "file", weights_removed=zeros)], [note])
