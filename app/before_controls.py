@@ -1,4 +1,4 @@
-"""What comes before pruning, behind one button on Explore: the start, merging, the order of inputs, and what the MP edges do."""
+"""What else there is to choose, behind one button on Explore: the start, merging, the order of inputs, the solver's options, what MP edges do."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import streamlit as st
 
 from app import results, state
 from app.charts import theme
+from app.choice import IMPORTANCES, order_options, solver_options
 from starfish_lab import whatif
-from starfish_lab.pruning import PERMUTATIONS, STARTS
+from starfish_lab.pruning import PERMUTATIONS, SOLVERS, STARTS
 from starfish_lab.pruning.budgets.mp_edge import SIGNALS
 from starfish_lab.whatif import Profile
 
@@ -19,6 +20,22 @@ MERGE_HELP = (
     "Tokens that become one with their most similar neighbour, between attention and MLP of every block (ToMe). "
     "They really go: later blocks have less to do. 0: none."
 )
+MOST_TOLD = 3  # settings that the button names; of more it says how many
+IMPORTANCE_NAMES = {"activation": "W² · a² / max a²", "absolute": "|W| · a", "energy": "W²"}
+IMPORTANCE_HELP = "What the order tries to keep, W a weight and a the mean activation of its input on the calibration images. W² needs no images."
+GATHER_HELP = (
+    "On: where no earlier layer's rows can move instead, the layer gathers its inputs whenever the network runs, which takes time. "
+    "Off: such layers keep their order."
+)
+SOLVER_HELP = {
+    "alpha": "How much it costs to leave the start's own mask; 0 leaves it freely. The paper takes 0.5 after a hybrid start.",
+    "prior": "What α is multiplied by: the mean cost over all patterns of the group (the authors' code), or the group's mean energy (their text).",
+    "free_restoration": "On: a weight that the start had removed may come back with its dense value. Off: it comes back as 0.",
+    "sequential": "Later layers see what earlier ones have become. Takes a pass over the images for every layer.",
+    "update": "What stays makes up for what goes. Off: chosen by the same costs, values left alone.",
+    "damping": "Share of the mean diagonal that is added to the inputs' second moments before they are inverted.",
+}
+PRIOR_NAMES = {"mean_cost": "Mean cost", "mean_energy": "Mean energy"}
 BETA_HELP = "How strongly the edges move the budget. 0 is the global budget; auto is what the authors use at this sparsity."
 
 
@@ -26,25 +43,46 @@ def popover(profile: Profile) -> None:
     """The button and what is behind it; its label says what was chosen there."""
     chosen = state.choice()
     with st.container(width="content", gap="xxsmall"):
-        st.markdown(":small[Before pruning]")
-        opened = st.popover(_label(chosen), icon=":material/more_horiz:", help="Where pruning starts, token merging, order of inputs")
+        st.markdown(":small[Further choices]")
+        told = settings(chosen)
+        hint = f"Set here: {', '.join(told)}." if told else "Where pruning starts, token merging, order of inputs, the solver's options."
+        opened = st.popover(_label(told), icon=":material/more_horiz:", help=hint)
     with opened:
         _start(chosen)
         _merging(profile, chosen)
         _order(chosen)
+        _solver(chosen)
         if chosen.budget == "mp_edge":
             _edges(chosen)
 
 
-def _label(chosen: state.Choice) -> str:
+def settings(chosen: state.Choice) -> list[str]:
+    """Everything behind the button that is not as by default, in short words.
+
+    >>> settings(state.Choice(start="hybrid", merge=8, pattern="n_m", permutation="search", gather=False))
+    ['hybrid start', 'r = 8', 'search order', 'no gather']
+    """
+    usual, solver, order = state.Choice(), solver_options(chosen), order_options(chosen)
+    words = {
+        "alpha": f"α = {chosen.alpha:g}", "prior": PRIOR_NAMES.get(chosen.prior, chosen.prior).lower(), "free_restoration": "no restoration",
+        "sequential": "sequential", "update": "no update", "damping": f"damping {chosen.damping:g}",
+        "importance": f"keeps {IMPORTANCE_NAMES.get(chosen.importance, chosen.importance)}", "gather": "no gather",
+    }  # fmt: skip
     said = [
-        "" if chosen.start == "dense" else results.name(chosen.start),
-        f"merges {chosen.merge}" if chosen.merge else "",
-        "" if chosen.permutation == "none" else "reordered",
-        "" if chosen.signal == chosen.beta == "auto" else "own edges",
+        "" if chosen.start == "dense" else f"{results.name(chosen.start)} start",
+        f"r = {chosen.merge}" if chosen.merge else "",
+        "" if chosen.permutation == "none" else f"{results.name(chosen.permutation)} order",
+        *(words[name] for name in (*order, *solver) if getattr(chosen, name) != getattr(usual, name)),
+        "" if chosen.signal == "auto" else SIGNAL_NAMES[chosen.signal],
+        "" if chosen.beta == "auto" else f"β = {chosen.beta}",
     ]
-    told = ", ".join(filter(None, said))
-    return f"More: {told}" if told else "More"
+    return [word for word in said if word]
+
+
+def _label(told: list[str]) -> str:
+    rest = len(told) - MOST_TOLD
+    named = ", ".join(told[:MOST_TOLD] if rest > 1 else told)
+    return "More" + (f" · {named}" if told else "") + (f" and {rest} others" if rest > 1 else "")
 
 
 def _start(chosen: state.Choice) -> None:
@@ -82,6 +120,39 @@ def _order(chosen: state.Choice) -> None:
     st.selectbox("Order of the inputs", PERMUTATIONS.names(), format_func=str.capitalize, disabled=not matters, help=hint, **state.tie("permutation"))
     if not matters:
         st.caption("The order of inputs decides only what an N:M pattern may keep.")
+    elif order_options(chosen):
+        left, right = st.columns(2, vertical_alignment="bottom")
+        left.selectbox("It keeps", _with(IMPORTANCES, chosen.importance), format_func=_importance_name, help=IMPORTANCE_HELP, **state.tie("importance"))
+        right.toggle("Gather inputs", help=GATHER_HELP, **state.tie("gather"))
+
+
+def _importance_name(name: str) -> str:
+    return IMPORTANCE_NAMES.get(name, name)
+
+
+def _solver(chosen: state.Choice) -> None:
+    """What the solver may be told; nothing where a score decides."""
+    options = solver_options(chosen)
+    if not options:
+        return
+    st.markdown(f":small[**{results.name(chosen.score)}**, the solver]")
+    left, right = st.columns(2, vertical_alignment="bottom")
+    if "alpha" in options:
+        left.number_input("Prior α", 0.0, None, step=0.1, format="%.3g", help=SOLVER_HELP["alpha"], **state.tie("alpha"))
+        priors = _with(SOLVERS.constant("cast", "PRIORS"), chosen.prior)
+        right.selectbox(
+            "Times", priors, format_func=lambda name: PRIOR_NAMES.get(name, name), disabled=not chosen.alpha, help=SOLVER_HELP["prior"], **state.tie("prior")
+        )
+    if "damping" in options:
+        left.number_input("Damping", 1e-9, None, step=0.01, format="%.3g", help=SOLVER_HELP["damping"], **state.tie("damping"))
+    for place, name, label in ((left, "free_restoration", "Restores weights"), (right, "update", "Updates weights"), (right, "sequential", "Layer by layer")):
+        if name in options:
+            place.toggle(label, help=SOLVER_HELP[name], **state.tie(name))
+
+
+def _with(known: tuple[str, ...], chosen: str) -> list[str]:
+    """The known names, and a recipe's own where it is another."""
+    return [*known, *([] if chosen in known else [chosen])]
 
 
 def _edges(chosen: state.Choice) -> None:

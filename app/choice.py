@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from app import results
+from app.results import ORDER_OPTIONS, SOLVER_OPTIONS
 from starfish_lab.errors import RecipeError
 from starfish_lab.healing import METHODS
-from starfish_lab.pruning import BUDGETS, PATTERNS, PERMUTATIONS, SCORES, SOLVERS, STARTS
+from starfish_lab.pruning import BUDGETS, PATTERNS, PERMUTATIONS, SCORES, SOLVERS, STARTS, rules
 from starfish_lab.pruning.budgets.mp_edge import SIGNALS
 from starfish_lab.recipe import SOURCES, WEIGHTS, HealingChoice, ImagesChoice, ModelChoice, PruningChoice, Recipe, StartChoice, TokensChoice
 
@@ -43,6 +44,14 @@ class Choice:
     permutation: str = "none"
     signal: str = "auto"  # of the budget by MP edge; auto: the regime's
     beta: str = "auto"
+    alpha: float = 0.0  # from here to `damping`: of the solver, as far as it has such an option
+    prior: str = "mean_cost"
+    free_restoration: bool = True
+    sequential: bool = False
+    update: bool = True
+    damping: float = 0.01
+    importance: str = "activation"  # of the permutation, as `gather`
+    gather: bool = True
     healing: str = "starfish"
     steps: int = 200  # 0: as many epochs as the recipe says
     device: str = "auto"
@@ -53,7 +62,7 @@ SHORT = {
     "path": "file", "images_path": "folder", "images_csv": "table", "label_column": "labels", "calibration_path": "cal_folder",
     "calibration_csv": "cal_table",
     "calibration": "cal", "evaluation": "eval", "training": "train", "group": "of", "healing": "heal",
-    "start_path": "start_file", "start_sparsity": "start_at", "permutation": "order",
+    "start_path": "start_file", "start_sparsity": "start_at", "permutation": "order", "free_restoration": "restore",
 }  # fmt: skip
 ALLOWED = {
     "weights": lambda: WEIGHTS,
@@ -65,14 +74,19 @@ ALLOWED = {
     "units": lambda: ("mlp", "qk"),
     "permutation": PERMUTATIONS.names,
     "signal": lambda: ("auto", *SIGNALS),
+    "prior": lambda: SOLVERS.constant("cast", "PRIORS"),
+    "importance": lambda: IMPORTANCES,
     "healing": METHODS.names,
 }
 RANGES = {
     "calibration": (1, 1_000_000), "drift": (4, 1_000_000), "evaluation": (0, 10_000_000), "training": (-1, 10_000_000),
     "start_sparsity": (0.05, 0.95), "merge": (0, 1024), "sparsity": (0.01, 0.99), "keep": (1, 63), "group": (2, 64), "steps": (0, 1_000_000),
+    "alpha": (0.0, 1000.0), "damping": (1e-6, 100.0),
 }  # fmt: skip
 FORMS = {"model": r"[A-Za-z0-9_.\-]{1,100}", "device": r"auto|cpu|mps|cuda(:\d{1,2})?", "beta": r"auto|\d{1,2}(\.\d{1,6})?"}
 DEFAULTS = Choice()
+
+IMPORTANCES = ("activation", "absolute", "energy")  # as `pruning.permutation.IMPORTANCES`, which needs torch
 
 
 def recipe(c: Choice) -> Recipe:
@@ -96,11 +110,34 @@ def recipe(c: Choice) -> Recipe:
         tokens=TokensChoice(r=(c.merge,) if c.merge else ()),
         pruning=PruningChoice(
             score=c.score, budget=c.budget, pattern=c.pattern, sparsity=c.sparsity, keep=c.keep, group=c.group, units=c.units,
-            permutation=c.permutation, options=options,
+            permutation=c.permutation, options=options, score_options=_chosen(c, solver_options(c)),
+            permutation_options=_chosen(c, order_options(c)),
         ),
         healing=HealingChoice(method=c.healing, steps=c.steps or None),
         device=c.device,
     )  # fmt: skip
+
+
+def solver_options(c: Choice) -> tuple[str, ...]:
+    """The fields of the choice that are options of its solver; none where a score or nothing decides."""
+    if c.pattern == "kept" or c.score not in SOLVERS.names():
+        return ()
+    return tuple(name for name in SOLVER_OPTIONS if name in rules.score_options(c.score))
+
+
+def order_options(c: Choice) -> tuple[str, ...]:
+    """The fields of the choice that are options of its permutation."""
+    return () if c.permutation == "none" else ORDER_OPTIONS
+
+
+def _chosen(c: Choice, names: tuple[str, ...]) -> dict[str, object]:
+    """{option: value} of those that are not as by default."""
+    return {name: getattr(c, name) for name in names if getattr(c, name) != getattr(DEFAULTS, name)}
+
+
+def _of(names: tuple[str, ...], given: dict[str, object]) -> dict[str, object]:
+    """What the choice holds of a recipe's options: the given ones in the choice's types, else the defaults."""
+    return {name: type(getattr(DEFAULTS, name))(given.get(name, getattr(DEFAULTS, name))) for name in names}
 
 
 def values(known: Recipe) -> dict[str, object]:
@@ -115,6 +152,7 @@ def values(known: Recipe) -> dict[str, object]:
         score=p.score, budget=p.budget, pattern=p.pattern, sparsity=p.sparsity, keep=p.keep, group=p.group, units=p.units,
         permutation=p.permutation, signal=signal or "auto", beta="auto" if beta is None else f"{beta:g}",
         healing=h.method, steps=h.steps or 0, device=known.device,
+        **_of(SOLVER_OPTIONS, p.score_options if p.score in SOLVERS.names() else {}), **_of(ORDER_OPTIONS, p.permutation_options),
     )  # fmt: skip
 
 
@@ -152,4 +190,6 @@ def consistent(c: Choice, *, pattern_first: bool = False) -> Choice:
         c = replace(c, signal=DEFAULTS.signal, beta=DEFAULTS.beta)
     if c.pattern != "n_m":
         c = replace(c, permutation=DEFAULTS.permutation)
+    idle = {*SOLVER_OPTIONS, *ORDER_OPTIONS} - {*solver_options(c), *order_options(c)}
+    c = replace(c, **{name: getattr(DEFAULTS, name) for name in idle})
     return replace(c, keep=min(c.keep, c.group - 1), units=c.units or DEFAULTS.units)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 
 from app.charts import theme
-from starfish_lab.pruning import STARTS
+from starfish_lab.pruning import SOLVERS, STARTS, rules
 from starfish_lab.recipe import ImagesChoice, PruningChoice, Recipe, TokensChoice
 
 
@@ -64,7 +64,7 @@ def before(recipe: Recipe) -> str:
         said.append(f"the network goes through the start '{name(start.method)}'")
     if any(recipe.tokens.r):
         same = len(set(recipe.tokens.r)) == 1
-        said.append(f"every block merges {'' if same else 'up to '}{merged_tokens(recipe.tokens)} tokens")
+        said.append(f"every block merges {'' if same else 'up to '}{count(merged_tokens(recipe.tokens), 'token')}")
     if recipe.pruning.permutation != "none":
         said.append(f"inputs are reordered ({name(recipe.pruning.permutation)})")
     return f"Before that {', and '.join(filter(None, [', '.join(said[:-1]), *said[-1:]]))}." if said else ""
@@ -149,18 +149,30 @@ def _merged_start(base: Recipe, chosen: Recipe):
 
 
 PAGE_OPTIONS = ("signal", "beta")  # of a budget, which pages show
+SOLVER_OPTIONS = ("alpha", "prior", "free_restoration", "sequential", "update", "damping")  # likewise of a solver
+ORDER_OPTIONS = ("importance", "gather")  # and of a permutation
 
 
 def _merged_pruning(base: PruningChoice, chosen: PruningChoice) -> PruningChoice:
-    kept = {key: value for key, value in base.options.items() if key not in PAGE_OPTIONS} if base.budget == chosen.budget else {}
-    options = kept | chosen.options
     return replace(
         base, score=chosen.score, budget=chosen.budget, pattern=chosen.pattern, sparsity=chosen.sparsity,
         keep=chosen.keep, group=chosen.group, units=chosen.units, permutation=chosen.permutation,
-        options=base.options if options == base.options else options,  # 1 and 1.0 are equal, and the opened recipe's own stays
-        score_options=base.score_options if base.score == chosen.score else {},
-        permutation_options=base.permutation_options if base.permutation == chosen.permutation else {},
+        options=_over(base.options if base.budget == chosen.budget else {}, chosen.options, PAGE_OPTIONS, {}),
+        score_options=_over(
+            base.score_options if base.score == chosen.score else {}, chosen.score_options,
+            SOLVER_OPTIONS if chosen.score in SOLVERS.names() else (), rules.score_options(chosen.score),
+        ),
+        permutation_options=_over(
+            base.permutation_options if base.permutation == chosen.permutation else {}, chosen.permutation_options,
+            ORDER_OPTIONS, rules.permutation_options(chosen.permutation),
+        ),
     )  # fmt: skip
+
+
+def _over(base: dict[str, object], chosen: dict[str, object], shown: tuple[str, ...], usual: dict[str, object]) -> dict[str, object]:
+    """Options with those that pages show taken from the choice. Where that changes nothing the opened recipe's own stay, 1 and 1.0 being equal."""
+    made = {key: value for key, value in base.items() if key not in shown} | chosen
+    return base if usual | made == usual | base else made
 
 
 def flat(recipe: Recipe) -> dict[str, object]:

@@ -153,8 +153,12 @@ def _why(run: Run) -> None:
         where = f" during '{STAGES.get(run.stage, run.stage).lower()}'" if run.stage else " before it began"
         how_far = f", at {run.step} of {run.steps}" if run.steps else ""
         st.warning(f"Run {run.id} was cancelled{where}{how_far}. Nothing of it is kept but its figures.", icon=":material/stop_circle:")
-    else:
+    elif run.kind == "merging":
+        st.info(f"Run {run.id} merged the tokens of a few pictures; they are shown under Tokens.", icon=":material/grid_view:")
+    elif run.kind == "latency":
         st.info(f"Run {run.id} timed a network; its figures are under Latency.", icon=":material/timer:")
+    else:
+        st.info(f"Run {run.id} was a job of the kind '{run.kind}'; it leaves no figures to show here.", icon=":material/info:")
 
 
 def _notes(notes: list[str]) -> None:

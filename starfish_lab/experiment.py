@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -50,10 +50,8 @@ def run(recipe: Recipe, *, reporter: Reporter | None = None, folder: Path | None
         drift_images = splits.drift.tensor()
         _note(report, reporter, splits.notes)
 
-    begun = cycles.StartResult(dense)
-    if recipe.start.method != "dense":
-        with _stage(report, reporter, "start"):
-            begun = begin(dense, recipe, splits, device=device, reporter=reporter, folder=folder)
+    with _stage(report, reporter, "start") if recipe.start.method != "dense" else nullcontext():
+        begun = begin(dense, recipe, splits, device=device, reporter=reporter, folder=folder)
     with _stage(report, reporter, "prune"):
         prepared = prepare(dense, begun, recipe, splits, device=device, reporter=reporter)
         _prepared(report, reporter, dense, prepared, recipe)
@@ -80,7 +78,7 @@ def run(recipe: Recipe, *, reporter: Reporter | None = None, folder: Path | None
     for skipped in splits.evaluation.skipped:
         _note(report, reporter, [f"Image {skipped} cannot be read and was left out."])
     _compare(report, answers)
-    small = _sliced(report, reporter, final, result, drift_images)
+    small = _sliced(report, reporter, final, result, recipe, drift_images)
     for name, network in stages.items():
         report.add("totals", [totals_row(name, network, result, small if name != "dense" else None)])
 
@@ -119,7 +117,7 @@ def measure_latency(recipe: Recipe, *, reporter: Reporter | None = None, device:
         prepared = prepare(dense, begun, recipe, None, device=device, reporter=reporter)
         _prepared(report, reporter, dense, prepared, recipe)
         noise = torch.randn(8, *dense.preprocessing.input_size, generator=torch.Generator().manual_seed(0))
-        small = _sliced(report, reporter, prepared.network, prepared.result, noise)
+        small = _sliced(report, reporter, prepared.network, prepared.result, recipe, noise)
     for name, network in {"dense": dense, "pruned": prepared.network}.items():
         report.add("totals", [totals_row(name, network, prepared.result, small if name == "pruned" else None)])
     with _stage(report, reporter, "latency"):
@@ -201,9 +199,9 @@ def _certify(
         _note(report, reporter, found.notes)
 
 
-def _sliced(report: Report, reporter: Reporter, final: Network, result: MaskResult, images) -> Network | None:
-    """The really smaller network, once it has answered as the masked one does."""
-    if not slicing.is_sliceable(result.masks, final):
+def _sliced(report: Report, reporter: Reporter, final: Network, result: MaskResult, recipe: Recipe, images) -> Network | None:
+    """The really smaller network, once it has answered as the masked one does. Zeros of the start may stay in what is left of it."""
+    if not slicing.is_sliceable(result.masks, final, wholly=recipe.pruning.pattern != "structured"):
         return None
     small = slicing.slice_network(final, result.masks)
     difference = slicing.largest_difference(final, small, images[:16])

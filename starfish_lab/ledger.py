@@ -28,7 +28,7 @@ device, where the lab counts, it is right). None of them looks at values, so a z
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,7 @@ from starfish_lab.token_schedule import schedule
 from starfish_lab.whatif import Profile
 
 KERNEL_ROWS, KERNEL_COLS = 32, 64  # multiples that the CUTLASS 2:4 kernel takes in bf16 and fp16
+IRREGULAR = "zeros in no pattern a kernel knows"
 IM2COL_CHANNELS = 4  # fewest input channels of a convolution that is lowered to a matrix product
 WORK_COLUMNS = ("layer", "kind", "depth", "type", "rows", "cols", "in_features", "conv_groups", "macs", "positions")
 
@@ -93,12 +94,14 @@ def of_profile(
 
 
 def table(
-    work: Work, pruning: PruningChoice | None = None, tokens: TokensChoice | None = None, removed: Mapping[str, float] | None = None
-) -> pd.DataFrame:
+    work: Work, pruning: PruningChoice | None = None, tokens: TokensChoice | None = None, removed: Mapping[str, float] | None = None, *,
+    irregular: Collection[str] = (),
+) -> pd.DataFrame:  # fmt: skip
     """The ledger, a row a layer that multiplies, in the order of the network.
 
     removed : {layer: share of its weights that are zero, 0 to 1}; layers without an entry are dense
     pruning : says which pattern the zeros have, without which no kernel gains anything
+    irregular : layers whose zeros do not stand in that pattern, such as those a pruned start brings along
     """
     pruning = pruning or PruningChoice()
     rows = work.layers.copy()
@@ -114,7 +117,9 @@ def table(
     merged = [_merged(row, entering, work.tokens) for row in rows.itertuples()]
     rows["tokens_paper"], rows["tokens_true"] = [m[0] for m in merged], [m[1] for m in merged]
     rows["paper_macs"], rows["true_macs"] = [m[2] for m in merged], [m[3] for m in merged]
-    rows["why_dense"] = [_why_dense(row, pruning) if row.removed and not structured else "" for row in rows.itertuples()]
+    rows["why_dense"] = [
+        "" if structured or not row.removed else IRREGULAR if row.layer in irregular else _why_dense(row, pruning) for row in rows.itertuples()
+    ]
     halves = rows["removed"].gt(0) & rows["why_dense"].eq("") & ~rows["cuts"]
     left = 1 - rows["removed"]
     rows["dense_macs"] = rows["macs"]
@@ -159,7 +164,7 @@ def runs_natively(pruning: PruningChoice) -> bool:
 def _why_dense(row, pruning: PruningChoice) -> str:
     """Why a layer with zeros gains nothing from a 2:4 kernel; '' where it does."""
     if not runs_natively(pruning):
-        return f"no kernel for {pruning.keep}:{pruning.group}" if pruning.pattern == "n_m" else "zeros in no pattern a kernel knows"
+        return f"no kernel for {pruning.keep}:{pruning.group}" if pruning.pattern == "n_m" else IRREGULAR
     if row.type == "matmul":
         return "no weights"
     if row.type == "conv" and row.conv_groups != 1:

@@ -13,7 +13,6 @@ from starfish_lab.errors import RecipeError
 from starfish_lab.models.network import Network
 from starfish_lab.progress import Reporter
 from starfish_lab.pruning import STARTS, cycles, permutation
-from starfish_lab.pruning.masks import Masks
 from starfish_lab.pruning.prune import MaskResult, make_masks, pruned
 from starfish_lab.recipe import Recipe
 
@@ -24,7 +23,8 @@ class Prepared:
 
     reference : the dense network in the pruned one's order of inputs, all its tokens kept
     network : the pruned network, before healing
-    result : its masks; `result.weights` are already in the network
+    result : its masks, in depth order: from a start that is not dense, every zero of the network is in them; `result.weights` are
+        already in the network
     tables : {table of the report: rows}
     notes : what a person should know
     """
@@ -68,18 +68,30 @@ def prepare(
     found = permutation.find(student, choice, calibration, device=device, reporter=reporter)
     student, reference = (permutation.permuted(network, found.orders) for network in (student, dense))
     result = make_masks(student, choice, dense=reference, calibration=calibration, labels=labels, device=device, reporter=reporter)
+    student = pruned(student, result.masks, result.weights)
     if recipe.start.method != "dense":
-        elsewhere = _zeros_elsewhere(student, set(result.masks) - set(result.left_dense))
-        told = (f"Outside the pruned layers the zeros of the start stay: {', '.join(elsewhere)}.",) if elsewhere else ()
-        result = replace(result, masks=result.masks | elsewhere, notes=(*result.notes, *told))
+        result = _with_every_zero(student, result)
     return Prepared(
-        reference=reference, network=pruned(student, result.masks, result.weights), result=result,
+        reference=reference, network=student, result=result,
         tables={"cycles": begun.cycles, "permutation": found.rows, "solver": result.rows},
         notes=(*begun.notes, *tokens.remarks(student, recipe.tokens), *found.notes, *result.notes),
     )  # fmt: skip
 
 
-def _zeros_elsewhere(network: Network, pruned: set[str]) -> Masks:
-    """Masks of layers that pruning leaves alone but the start has zeros in, such as a pruned head: those zeros stay."""
-    layers = {name: module for name, module in network.module.named_modules() if isinstance(module, nn.Linear | nn.Conv2d) and name not in pruned}
-    return {name: kept for name, module in layers.items() if not (kept := module.weight.detach().cpu() != 0).all()}
+def _with_every_zero(network: Network, result: MaskResult) -> MaskResult:
+    """The masks, with every zero of the pruned network in them: healing must not bring back what the start took and pruning left out.
+
+    A pattern that keeps a weight which the start has at zero keeps nothing there, so a start sparser than the pattern stays as
+    sparse as it is. Layers outside pruning that have zeros, such as a head the start pruned, get a mask too.
+    """
+    layers = {name: module.weight.detach() for name, module in network.module.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    nonzero = {name: (weight != 0).cpu() for name, weight in layers.items()}
+    masks = {name: kept for name, kept in nonzero.items() if name in result.masks or not kept.all()}
+    elsewhere = [name for name, kept in masks.items() if not kept.all() and (name not in result.masks or name in result.left_dense)]
+    more = sum(int((mask & ~nonzero[name]).sum()) for name, mask in result.masks.items() if name not in result.left_dense)
+    notes = [*result.notes]
+    if more:
+        notes.append(f"{more} weights that the pattern would keep are zero in the network it starts from, and stay zero.")
+    if elsewhere:
+        notes.append(f"Outside the pruned layers the zeros of the start stay: {', '.join(elsewhere)}.")
+    return replace(result, masks=masks, notes=tuple(notes))

@@ -29,6 +29,7 @@ notes         something worth knowing           note
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -47,12 +48,12 @@ class Report:
     tables: dict[str, list[dict[str, object]]] = field(default_factory=dict)
 
     def add(self, table: str, rows: list[dict[str, object]] | pd.DataFrame, **constant: object) -> None:
-        """Append rows to a table, each with the constant columns in front."""
+        """Append rows to a table, each with the constant columns in front. What is not finite becomes None: JSON has no such numbers."""
         if table not in TABLES:
             raise KeyError(f"no table '{table}' in a report; known: {TABLES}")
         if isinstance(rows, pd.DataFrame):
             rows = rows.to_dict("records")
-        self.tables.setdefault(table, []).extend({**constant, **row} for row in rows)
+        self.tables.setdefault(table, []).extend({**constant, **{name: _plain(value) for name, value in row.items()}} for row in rows)
 
     def frame(self, table: str) -> pd.DataFrame:
         """One table; an empty frame where the experiment has none."""
@@ -79,3 +80,7 @@ class Report:
     @classmethod
     def from_json(cls, text: str) -> Report:
         return cls(json.loads(text))
+
+
+def _plain(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

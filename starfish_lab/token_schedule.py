@@ -18,10 +18,17 @@ def schedule(tokens: int, prefix: int, blocks: int, r: Sequence[int]) -> list[in
     r : empty for no merging, one number for every block, or one number a block
 
     A block merges at most half of what may merge, so r is clamped where tokens run out: ViT-L with r = 8 in 24
-    blocks ends at 7 tokens. Raises RecipeError if there are neither one nor `blocks` numbers.
+    blocks ends at 7 tokens. Raises RecipeError if there are neither one nor `blocks` numbers, and for a number that not even
+    the first block, with all its tokens, could merge.
     """
-    entering = [tokens]
-    for wanted in per_block(r, blocks):
+    entering, counts = [tokens], per_block(r, blocks)
+    most = max(0, (tokens - prefix) // 2)
+    if max(counts, default=0) > most:
+        raise RecipeError(
+            f"tokens.r asks a block to merge {max(counts)} tokens, and of the network's {tokens} at most {most} can merge in one block "
+            f"(every second one, {prefix} never). Give a number from 0 to {most}."
+        )
+    for wanted in counts:
         entering.append(entering[-1] - clamped(entering[-1], prefix, wanted))
     return entering
 

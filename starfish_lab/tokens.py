@@ -178,6 +178,7 @@ def merge(network: Network, choice: TokensChoice) -> None:
         return
     module, blocks = _blocks(network)
     counts = per_block(choice.r, len(blocks))
+    schedule(module.patch_embed.num_patches + module.num_prefix_tokens, module.num_prefix_tokens, len(blocks), choice.r)  # refuses what cannot be
     merging = [MergingBlock(block, r=r, prefix=module.num_prefix_tokens, proportional=choice.proportional) for block, r in zip(blocks, counts)]
     module.blocks = MergingBlocks(*merging, expand=module.global_pool != "token").train(blocks.training)
 

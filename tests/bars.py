@@ -263,7 +263,7 @@ def permutation(only: str = "") -> None:
             print((100 * table[["none", "deal", "snake", "search"]]).round(2).to_string(), flush=True)
 
 
-_ALL = (starter, spectra, step, structured, tokens, pages, certificates, masks, cast, permutation)
+_ALL = (starter, spectra, step, structured, tokens, pages, certificates, ledger, masks, cast, permutation)
 BARS: dict[str, Callable[..., None]] = {f.__name__: f for f in _ALL}
 
 if __name__ == "__main__":
@@ -272,8 +272,10 @@ if __name__ == "__main__":
         name, _, value = word.partition("=")
         if name in BARS:
             asked.append((name, [int(value)] if value else [], {}))
-        else:  # an option of the bar before it
+        elif asked:  # an option of the bar before it
             asked[-1][2][name] = value
+        else:
+            sys.exit(f"There is no bar '{word}'. Choose from: {', '.join(BARS)}.")
     for name, arguments, options in asked:
         print(f"-- {BARS[name].__doc__}")
         BARS[name](*arguments, **options)

@@ -55,7 +55,7 @@ def test_the_job_follows_every_patch():
 def test_one_picture_without_a_label_is_enough(tmp_path):
     path = tmp_path / "mine.png"
     path.write_bytes(photo())
-    recipe = Recipe(images=ImagesChoice(source="folder", path=str(path)), tokens=TokensChoice(r=(9,)))
+    recipe = Recipe(images=ImagesChoice(source="folder", path=str(path)), tokens=TokensChoice(r=(8,)))
     report = tokens_view.compute(recipe, device="cpu")
     (row,) = report.tables["pictures"]
     assert row["name"] == "mine.png" and row["label"] == ""

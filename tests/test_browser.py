@@ -20,7 +20,7 @@ from conftest import ROOT, chromium
 
 from starfish_lab import settings
 
-PAGES = {"explore": "", "spectra": "spectra", "prune_and_heal": "prune_and_heal", "runs": "runs", "compare": "compare", "latency": "latency"}
+PAGES = {"explore": "", **{page: page for page in ("spectra", "tokens", "prune_and_heal", "runs", "compare", "latency", "paper")}}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from starfish_lab.token_schedule import clamped, per_block, schedule
 
 @pytest.mark.parametrize(
     ("r", "expected"),
-    [((), [17, 17, 17, 17]), ((0,), [17, 17, 17, 17]), ((2,), [17, 15, 13, 11]), ((1, 0, 5), [17, 16, 16, 11]), ((99,), [17, 9, 5, 3])],
+    [((), [17, 17, 17, 17]), ((0,), [17, 17, 17, 17]), ((2,), [17, 15, 13, 11]), ((1, 0, 5), [17, 16, 16, 11]), ((8,), [17, 9, 5, 3])],
 )
 def test_tokens_before_and_after_every_block(r, expected):
     assert schedule(17, 1, 3, r) == expected
@@ -30,3 +30,9 @@ def test_a_list_of_another_length_is_refused_with_the_number_of_blocks():
     with pytest.raises(RecipeError, match="2 numbers and the network 12 blocks"):
         per_block((8, 4), 12)
     assert per_block((8,), 3) == [8, 8, 8] and per_block((), 2) == [0, 0] and per_block((1, 2), 2) == [1, 2]
+
+
+@pytest.mark.parametrize("r", [(9,), (1, 0, 100)])
+def test_more_than_any_block_could_merge_is_refused_with_the_most_there_can_be(r):
+    with pytest.raises(RecipeError, match=r"at most 8 can merge.* from 0 to 8"):
+        schedule(17, 1, 3, r)

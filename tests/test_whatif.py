@@ -243,7 +243,7 @@ def merged_copy(network, tokens):
     return student
 
 
-@pytest.mark.parametrize("tokens", [MERGING, TokensChoice(r=(8, 0)), TokensChoice(r=(100,))])
+@pytest.mark.parametrize("tokens", [MERGING, TokensChoice(r=(8, 0)), TokensChoice(r=(8,))])
 @pytest.mark.parametrize(
     "choice",
     [

@@ -59,8 +59,11 @@ class SlicedAttention(nn.Module):
         return self.proj_drop(self.proj(mixed))
 
 
-def is_sliceable(masks: Masks, network: Network) -> bool:
-    """True if units can go and their going accounts for every masked weight, so that nothing is left to mask."""
+def is_sliceable(masks: Masks, network: Network, *, wholly: bool = True) -> bool:
+    """True if units can go and their going accounts for every masked weight, so that nothing is left to mask.
+
+    wholly : False asks for the first alone; other zeros then stay in what is left
+    """
     explained = {name: torch.ones_like(mask) for name, mask in masks.items()}
     removed = 0
     for group in network.unit_groups:
@@ -74,7 +77,7 @@ def is_sliceable(masks: Masks, network: Network) -> bool:
         removed += attention.head_dim - kept.shape[1]
         if attention.qkv in masks:
             explained[attention.qkv][_both_gone(masks[attention.qkv], attention).flatten().repeat(2).nonzero().flatten()] = False
-    return removed > 0 and all(torch.equal(mask, explained[name]) for name, mask in masks.items())
+    return removed > 0 and (not wholly or all(torch.equal(mask, explained[name]) for name, mask in masks.items()))
 
 
 def slice_network(network: Network, masks: Masks) -> Network:

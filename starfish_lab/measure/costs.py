@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from starfish_lab import ledger
 from starfish_lab.measure import ledger_rows as of_network
 from starfish_lab.measure import macs
 from starfish_lab.models.network import Network, layer_kind
 from starfish_lab.pruning import masks as masking
 from starfish_lab.pruning.prune import MaskResult
-from starfish_lab.recipe import Recipe
+from starfish_lab.recipe import PruningChoice, Recipe
 
 
 def layer_rows(dense: Network, network: Network, result: MaskResult) -> list[dict[str, object]]:
@@ -31,9 +33,10 @@ def totals_row(stage: str, network: Network, result: MaskResult, small: Network 
     parameters, cost = _parameters(network), macs.total_macs(network)
     left, effective = parameters, cost
     gone = masking.sparsity(network.module, result.masks if stage != "dense" else {})
-    if small is not None:
-        parameters = left = _parameters(small)
-        cost = effective = macs.total_macs(small)
+    if small is not None:  # zeros of the start may be left in it
+        inside = {layer: small.module.get_submodule(layer).weight != 0 for layer in result.masks}
+        parameters, cost = _parameters(small), macs.total_macs(small)
+        left, effective = parameters - masking.sparsity(small.module, inside).removed, macs.effective_macs(small, inside)
     elif stage != "dense":
         left, effective = parameters - gone.removed, macs.effective_macs(network, result.masks)
     return {
@@ -44,8 +47,27 @@ def totals_row(stage: str, network: Network, result: MaskResult, small: Network 
 
 def ledger_rows(dense: Network, result: MaskResult, recipe: Recipe) -> list[dict[str, object]]:
     """The MAC ledger of the pruned network: every way of counting, a row a layer. See `ledger`."""
-    removed = {layer: 1 - mask.float().mean().item() for layer, mask in result.masks.items()}
-    return ledger.table(of_network.work(dense), recipe.pruning, recipe.tokens, removed).to_dict("records")
+    pruning, zeros_of_the_start = recipe.pruning, []
+    removed = {layer: (_cut if pruning.pattern == "structured" else _zeros)(mask) for layer, mask in result.masks.items()}
+    if pruning.pattern == "n_m":
+        zeros_of_the_start = [layer for layer, mask in result.masks.items() if not _obeys(mask, pruning)]
+    return ledger.table(of_network.work(dense), pruning, recipe.tokens, removed, irregular=zeros_of_the_start).to_dict("records")
+
+
+def _zeros(mask: Tensor) -> float:
+    return 1 - mask.float().mean().item()
+
+
+def _cut(mask: Tensor) -> float:
+    """Share of a weight that goes with its whole rows and columns: zeros between those make nothing smaller."""
+    rows, inputs = mask.flatten(1).any(1), mask.transpose(0, 1).flatten(1).any(1)
+    return 1 - rows.float().mean().item() * inputs.float().mean().item()
+
+
+def _obeys(mask: Tensor, pruning: PruningChoice) -> bool:
+    """Whether no group of consecutive inputs keeps more than the n:m pattern allows; a layer left dense may have zeros without it."""
+    columns = mask.flatten(1)
+    return columns.shape[1] % pruning.group == 0 and int(columns.unflatten(1, (-1, pruning.group)).sum(-1).max()) <= pruning.keep
 
 
 def _parameters(network: Network) -> int:

@@ -30,7 +30,7 @@ ROUNDS = 20  # at least, where iterations are short enough
 PATIENCE = 5  # times `seconds` at most, and as much again for warming up
 WINDOW = 10  # iterations whose median must stand still
 STABLE = 0.05  # relative change between two windows that counts as stable
-NOTES = {"masked": "mask only: no speed-up expected"}
+NOTES = {"masked": "mask only: no speed-up expected", "merged": "merged tokens may save time, zero weights do not"}
 
 Timer = Callable[[nn.Module, Tensor, int], list[float]]
 
@@ -50,7 +50,7 @@ def measure(
     """One row a network and batch size; the columns are those of the report's latency table.
 
     networks : {stage: module}; left as they were, and all on the device at once
-    execution : {stage: 'dense', 'masked' or 'sliced'}; a masked network's row says that no speed-up is to be expected
+    execution : {stage: 'dense', 'masked', 'merged' or 'sliced'}; a masked network's row says that no speed-up is to be expected
     Speed-ups are None if no network is called `baseline`. A batch that does not fit into GPU memory is noted and left out.
     """
     if not networks:

@@ -92,7 +92,8 @@ def _scores(
     for layer, module in layers.items():
         weight = module.weight.detach().cpu().float()
         given = {"gradients": gradients[layer]} if wants_gradients else {}
-        scores[layer] = entry.score(weight, activations=norms.get(layer), generator=generator, **given, **choice.score_options).contiguous()
+        found = entry.score(weight, activations=norms.get(layer), generator=generator, **given, **choice.score_options)
+        scores[layer] = torch.where(weight == 0, 0.0, found).contiguous()  # what the start took counts towards the sparsity, under every score
         _check_finite(layer, scores[layer])
     return scores, None
 
