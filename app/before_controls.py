@@ -21,8 +21,8 @@ MERGE_HELP = (
     "They really go: later blocks have less to do. 0: none."
 )
 MOST_TOLD = 3  # settings that the button names; of more it says how many
-IMPORTANCE_NAMES = {"activation": "W² · a² / max a²", "absolute": "|W| · a", "energy": "W²"}
-IMPORTANCE_HELP = "What the order tries to keep, W a weight and a the mean activation of its input on the calibration images. W² needs no images."
+IMPORTANCE_NAMES = {"activation": "Activation: W² · a²", "absolute": "Absolute: |W| · a", "energy": "Energy: W²"}
+IMPORTANCE_HELP = "What the order tries to keep: W is a weight, a how large its input is on the calibration images. Energy needs no images."
 GATHER_HELP = (
     "On: where no earlier layer's rows can move instead, the layer gathers its inputs whenever the network runs, which takes time. "
     "Off: such layers keep their order."
@@ -66,7 +66,7 @@ def settings(chosen: state.Choice) -> list[str]:
     words = {
         "alpha": f"α = {chosen.alpha:g}", "prior": PRIOR_NAMES.get(chosen.prior, chosen.prior).lower(), "free_restoration": "no restoration",
         "sequential": "sequential", "update": "no update", "damping": f"damping {chosen.damping:g}",
-        "importance": f"keeps {IMPORTANCE_NAMES.get(chosen.importance, chosen.importance)}", "gather": "no gather",
+        "importance": f"{chosen.importance} importance", "gather": "no gather",
     }  # fmt: skip
     said = [
         "" if chosen.start == "dense" else f"{results.name(chosen.start)} start",
@@ -122,7 +122,8 @@ def _order(chosen: state.Choice) -> None:
         st.caption("The order of inputs decides only what an N:M pattern may keep.")
     elif order_options(chosen):
         left, right = st.columns(2, vertical_alignment="bottom")
-        left.selectbox("It keeps", _with(IMPORTANCES, chosen.importance), format_func=_importance_name, help=IMPORTANCE_HELP, **state.tie("importance"))
+        kept = _with(IMPORTANCES, chosen.importance)
+        left.selectbox("Importance", kept, format_func=_importance_name, help=IMPORTANCE_HELP, **state.tie("importance"))
         right.toggle("Gather inputs", help=GATHER_HELP, **state.tie("gather"))
 
 
@@ -140,14 +141,17 @@ def _solver(chosen: state.Choice) -> None:
     if "alpha" in options:
         left.number_input("Prior α", 0.0, None, step=0.1, format="%.3g", help=SOLVER_HELP["alpha"], **state.tie("alpha"))
         priors = _with(SOLVERS.constant("cast", "PRIORS"), chosen.prior)
-        right.selectbox(
-            "Times", priors, format_func=lambda name: PRIOR_NAMES.get(name, name), disabled=not chosen.alpha, help=SOLVER_HELP["prior"], **state.tie("prior")
-        )
+        right.selectbox("Prior scale", priors, format_func=_prior_name, disabled=not chosen.alpha, help=SOLVER_HELP["prior"], **state.tie("prior"))
     if "damping" in options:
         left.number_input("Damping", 1e-9, None, step=0.01, format="%.3g", help=SOLVER_HELP["damping"], **state.tie("damping"))
-    for place, name, label in ((left, "free_restoration", "Restores weights"), (right, "update", "Updates weights"), (right, "sequential", "Layer by layer")):
+    toggles = ((left, "free_restoration", "Free restoration"), (right, "update", "Weight update"), (right, "sequential", "Sequential"))
+    for place, name, label in toggles:
         if name in options:
             place.toggle(label, help=SOLVER_HELP[name], **state.tie(name))
+
+
+def _prior_name(name: str) -> str:
+    return PRIOR_NAMES.get(name, name)
 
 
 def _with(known: tuple[str, ...], chosen: str) -> list[str]:

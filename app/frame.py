@@ -48,6 +48,8 @@ STYLE = """<style>
 @media (max-width: 1150px) {
   .st-key-pair [data-testid=stHorizontalBlock] {flex-wrap: wrap}
   .st-key-pair [data-testid=stColumn] {min-width: 100%}
+  .st-key-training [data-testid=stHorizontalBlock] {flex-wrap: wrap}
+  .st-key-training [data-testid=stColumn] {min-width: calc(50% - 1rem)}
 }
 [data-testid=stMainBlockContainer] {padding: 4.4rem clamp(1rem, 2.5vw, 3rem) 3rem}
 </style>"""
@@ -133,8 +135,9 @@ def chart(
     The caption says how to read the chart in one sentence and what it does not say in another. `controls` draws
     what changes this chart alone. `data` is offered as CSV.
     """
+    title = fig.layout.title.text
     event = st.plotly_chart(
-        fig, key=key, theme=None, config=theme.CONFIG, width="stretch", alt=fig.layout.title.text,
+        theme.wrapped(fig), key=key, theme=None, config=theme.CONFIG, width="stretch", alt=title,
         on_select="rerun" if select else "ignore", selection_mode="points",
     )  # fmt: skip
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):

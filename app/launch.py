@@ -112,7 +112,7 @@ def _how() -> None:
     second.number_input("Steps", 0, 1_000_000, step=50, disabled=off, help="Optimiser steps. 0: whole epochs, as set below.", **state.tie("steps"))
     third.text_input("Name", max_chars=80, placeholder="optional", **state.tie_value("name", ""))
     st.caption(METHODS.describe(state.choice().healing))
-    with st.expander("How it trains"):
+    with st.expander("How it trains"), st.container(key="training"):
         _training(off)
 
 

@@ -60,6 +60,8 @@ def _head(run: Run) -> None:
         st.caption(f"{recipe.model.name} · {results.pattern(recipe.pruning)} · {recipe.healing.method.replace('_', ' ')}", width="content")
         if run.parent:
             st.caption(f"from run {run.parent}", width="content")
+    if before := results.before(run.recipe):
+        st.caption(before)
 
 
 def _live(run_id: int) -> None:

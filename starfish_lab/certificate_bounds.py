@@ -18,7 +18,6 @@ from starfish_lab.errors import LabError
 
 BOUND = "bound"
 PER_UNIT_L = "bound per unit L"
-WITH_PROBABILITY = "bound with probability 1 − δ"
 
 
 def elastic_net_slack(budget: ArrayLike, frobenius2: ArrayLike, l1: ArrayLike, lambda1: ArrayLike, lambda2: ArrayLike) -> NDArray:

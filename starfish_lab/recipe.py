@@ -97,7 +97,8 @@ class StartChoice:
     """The network that pruning starts from, where that is not the dense one.
 
     `method` names a registry entry: 'dense'; 'file' (`path`: weights of a pruned network); or a way to prune in cycles with
-    training between them, from `step` on in equal steps up to `sparsity`. Each phase of a cycle trains for `steps`
+    training between them, from `step` on in equal steps up to `sparsity`. Its zeros stay zero whatever pattern follows, but
+    for those that a solver gives new values. Each phase of a cycle trains for `steps`
     optimiser steps (None: one epoch over the training images) on batches of `batch_size`. `options` go to the method.
     """
 
@@ -158,7 +159,7 @@ class PruningChoice:
 
     `score` names a registry entry of scores, or of solvers (which choose masks and new values together: CAST, SparseGPT);
     `budget` and `pattern` name registry entries. `sparsity` is the fraction of prunable weights removed
-    (unstructured) or the fraction of units removed (structured); the pattern 'n_m' ignores it and
+    (unstructured; what the start has removed counts) or the fraction of units removed (structured); the pattern 'n_m' ignores it and
     keeps `keep` of every `group` consecutive input weights; the pattern 'kept' removes nothing beyond what the start lacks.
     `units` says what 'structured' removes: 'mlp', 'qk' or both. `include` and `exclude` are glob patterns over layer names,
     added to and taken from the prunable layers. `indivisible` says what happens to layers an n:m pattern does not fit:

@@ -32,6 +32,7 @@ import json
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 
 TABLES = (
@@ -83,4 +84,4 @@ class Report:
 
 
 def _plain(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return None if isinstance(value, float | np.floating) and not math.isfinite(value) else value

@@ -193,6 +193,22 @@ def _prunable(profile: Profile, choice: PruningChoice) -> pd.DataFrame:
     return rows
 
 
+def outside(profile: Profile, choice: PruningChoice) -> pd.DataFrame:
+    """The layers that no pattern looks at, a row each: layer, block, depth, kind, weights, macs_g, note (why it stays dense)."""
+    table = profile.layers
+    rows = table[~table["layer"].isin(_prunable(profile, choice)["layer"])].reset_index(drop=True)
+    return rows[["layer", "block", "depth", "kind", "weights", "macs_g"]].assign(note=[_why_outside(row, choice) for row in rows.itertuples()])
+
+
+def _why_outside(row, choice: PruningChoice) -> str:
+    if any(fnmatchcase(row.layer, pattern) for pattern in choice.exclude):
+        return "excluded by the recipe"
+    if row.conv_groups > 1:
+        kind = "depthwise" if row.in_features == 1 else "grouped"
+        return f"{kind} convolution: pruned only when the recipe includes it"
+    return "outside the blocks: pruned only when the recipe includes it"
+
+
 def _unstructured(profile: Profile, layers: pd.DataFrame, choice: PruningChoice, start: StartChoice) -> _Removal:
     """Each layer's share by its budget, on quantiles of the magnitudes in place of the scores."""
     flat = np.linspace(0, 1, len(layers["magnitudes"].iloc[0])) if choice.score == "random" else None  # of its scores, in every layer

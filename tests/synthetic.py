@@ -122,7 +122,10 @@ def open_page(page: str, **query: object):
 
 def charts(app) -> dict[str, dict]:
     """{title: figure} of every chart on a page, as the browser gets them; arrays decoded."""
-    return {spec["layout"]["title"]["text"]: spec for spec in (_decoded(json.loads(chart.proto.spec)) for chart in app.get("plotly_chart"))}
+    found = [_decoded(json.loads(chart.proto.spec)) for chart in app.get("plotly_chart")]
+    for spec in found:  # long titles stand on several lines
+        spec["layout"]["title"]["text"] = spec["layout"]["title"]["text"].replace("<br>", " ").replace("\u00a0", " ")
+    return {spec["layout"]["title"]["text"]: spec for spec in found}
 
 
 def traces(figure: dict) -> dict[str, dict]:

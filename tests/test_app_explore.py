@@ -302,6 +302,20 @@ def words(at: AppTest) -> str:
             "budget=mp_edge&signal=hill_alpha&beta=1.5&sparsity=0.5",
             Recipe(pruning=PruningChoice(budget="mp_edge", sparsity=0.5, options={"signal": "hill_alpha", "beta": 1.5})),
         ),
+        (
+            "pattern=n_m&score=cast&alpha=0.5&prior=mean_energy&restore=0&sequential=1&order=search&importance=energy&gather=0",
+            Recipe(
+                pruning=PruningChoice(
+                    pattern="n_m", score="cast", permutation="search",
+                    score_options={"alpha": 0.5, "prior": "mean_energy", "free_restoration": False, "sequential": True},
+                    permutation_options={"importance": "energy", "gather": False},
+                )
+            ),
+        ),
+        (
+            "score=sparsegpt&update=0&damping=0.1&sparsity=0.5",
+            Recipe(pruning=PruningChoice(score="sparsegpt", sparsity=0.5, score_options={"update": False, "damping": 0.1})),
+        ),
     ],
 )
 def test_a_link_says_what_comes_before_pruning(query, recipe):
@@ -315,13 +329,70 @@ def test_a_link_says_what_comes_before_pruning(query, recipe):
     assert (made.start, made.tokens, made.pruning) == (recipe.start, recipe.tokens, recipe.pruning)
 
 
+def test_options_of_a_solver_go_with_it_and_not_with_a_score():
+    at = open_app("pattern=n_m&score=cast&alpha=0.5&sequential=1&order=deal&gather=0")
+    assert "More · deal order, no gather, α = 0.5, sequential" in buttons_of_popovers(at)
+    at.number_input(key="choice.alpha").set_value(0.25).run()
+    at.toggle(key="choice.free_restoration").set_value(False).run()
+    assert link(at) == {"pattern": "n_m", "score": "cast", "alpha": "0.25", "restore": "0", "sequential": "1", "order": "deal", "gather": "0"}
+    assert "More · deal order, no gather, α = 0.25 and 2 others" in buttons_of_popovers(at)
+    at.selectbox(key="choice.score").set_value("sparsegpt").run()
+    assert link(at) == {"pattern": "n_m", "score": "sparsegpt", "sequential": "1", "order": "deal", "gather": "0"}
+    assert at.number_input(key="choice.damping").value == 0.01 and "choice.alpha" not in [widget.key for widget in at.number_input]
+    at.selectbox(key="choice.score").set_value("magnitude").run()
+    at.selectbox(key="choice.permutation").set_value("none").run()
+    assert link(at) == {"pattern": "n_m"} and not [toggle for toggle in at.toggle if toggle.key.startswith("choice.")]
+
+
+def test_the_choices_defaults_are_those_of_solvers_and_permutations():
+    from app import choice
+    from starfish_lab.pruning import PERMUTATIONS, SOLVERS, permutation, rules
+
+    shown = {name: known for score in SOLVERS.names() for name, known in rules.score_options(score).items() if name in choice.SOLVER_OPTIONS}
+    assert shown == {name: getattr(choice.DEFAULTS, name) for name in choice.SOLVER_OPTIONS}
+    for name in PERMUTATIONS.names():
+        assert {option: getattr(choice.DEFAULTS, option) for option in choice.ORDER_OPTIONS}.items() <= rules.permutation_options(name).items()
+    assert permutation.IMPORTANCES == choice.IMPORTANCES
+
+
+def test_every_published_row_keeps_its_options_through_the_choice():
+    from app import choice, results
+    from starfish_lab import presets
+
+    for key in presets.presets()["key"]:
+        known = presets.recipe_of(key)
+        assert results.merged(known, choice.recipe(choice.Choice(**choice.values(known)))).pruning == known.pruning, key
+
+
+def test_layers_that_no_pattern_looks_at_are_named_with_their_reason():
+    profile = bundled()
+    rows = whatif.outside(profile, PruningChoice()).set_index("layer")
+    assert list(rows.index) == ["patch_embed.proj", "head"] and rows["note"].str.startswith("outside the blocks").all()
+    rows = whatif.outside(profile, PruningChoice(include=("head",), exclude=("*.qkv",))).set_index("layer")
+    assert "head" not in rows.index and rows.loc["blocks.0.attn.qkv", "note"] == "excluded by the recipe"
+    profile.layers.loc[profile.layers["layer"] == "blocks.0.mlp.fc1", ["default", "conv_groups", "in_features"]] = [False, 8, 1]
+    rows = whatif.outside(profile, PruningChoice()).set_index("layer")
+    assert rows.loc["blocks.0.mlp.fc1", "note"].startswith("depthwise convolution")
+
+
+def test_every_layer_lists_them_below_and_counts_none_of_them():
+    at = open_app()
+    at.session_state["details"] = True
+    at.run()
+    assert not at.exception
+    tables = [frame.value for frame in at.dataframe]
+    outside = next(table for table in tables if "head" in set(table.get("layer", ())) and "removed" not in table)
+    assert set(outside["layer"]) == {"patch_embed.proj", "head"}
+    assert "**2 more layers** no pattern looks at" in words(at)
+
+
 def test_what_is_behind_more_is_said_on_the_button_and_below():
     assert "More" in buttons_of_popovers(open_app())
     at = open_app("start=hybrid&merge=3&pattern=n_m&order=snake")
-    assert "More: hybrid, merges 3, reordered" in buttons_of_popovers(at)
+    assert "More · hybrid start, r = 3, snake order" in buttons_of_popovers(at)
     told = words(at)
     assert "hybrid cycles prune to 35 % in steps of 5 %" in told and "every block merges 3 tokens" in told and "reordered (snake)" in told
-    assert "a run measures how much faster" in told
+    assert "merged tokens really go: a run measures it" in told
 
 
 def buttons_of_popovers(at: AppTest) -> list[str]:

@@ -6,6 +6,7 @@ import io
 import zipfile
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import synthetic
 from synthetic import button, charts, labels, open_page, said, traces, unharmed
@@ -254,7 +255,7 @@ def test_letting_go_of_a_recipe_keeps_the_choice_and_forgets_the_rest(store):
     button(app, "Prune & heal").click().run()
     made = store.run(1).recipe
     assert made.healing.epochs == 3 and made.healing.warmup == 1000 and made.pruning.score == "cast"
-    assert made.pruning.score_options == {} and made.start.options == {} and made.healing.seed == 0
+    assert made.pruning.score_options == {"alpha": 0.5} and made.pruning.include == () and made.start.options == {} and made.healing.seed == 0
 
 
 def test_a_link_alone_says_how_healing_trains(store):
@@ -338,6 +339,28 @@ def test_the_list_of_runs_says_the_sparsity_of_the_start_where_nothing_more_goes
 def test_a_run_without_a_past_has_no_such_part(store):
     app = open_page("prune_and_heal", run=synthetic.done(store))
     assert not any("How it was pruned" in element.label for element in app.expander)
+
+
+def test_what_gathering_costs_is_measured_or_said_to_be_unknown():
+    from app import before_view
+
+    rows = pd.DataFrame({"values_moved": [0, 500]})
+    report = Report()
+    assert "not known" in before_view._timed(rows, report)
+    timed = {"execution": "masked", "speedup_low": 0.7, "speedup_high": 0.9}
+    report.add("latency", [{"stage": "dense", "batch": 1, "speedup": 1.0, **timed}, {"stage": "healed", "batch": 8, "speedup": 0.5, **timed}])
+    report.add("latency", [{"stage": "healed", "batch": 1, "speedup": 0.8, **timed}])
+    assert "the healed network runs at 0.800× the dense one's speed (0.700 to 0.900, batch 1" in before_view._timed(rows, report)
+    assert before_view._timed(rows.iloc[:1], report) == ""
+
+
+@pytest.mark.parametrize(("kind", "told"), [("merging", "under Tokens"), ("latency", "timed a network"), ("profile", "kind 'profile'")])
+def test_a_run_of_another_kind_says_where_its_figures_are(store, kind, told):
+    run = store.submit(Recipe(), kind)
+    store.claim("worker", "cpu")
+    store.finish(run, Report())
+    app = open_page("prune_and_heal", run=run)
+    assert unharmed(app) and any(told in info.value for info in app.info)
 
 
 def test_the_page_of_charts_holds_them_too(store):

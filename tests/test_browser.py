@@ -116,11 +116,17 @@ def test_the_main_job(address, browser, page, tmp_path, screenshots):
     healed = json.loads(answer.stdout)[0]["top1"]
     page.get_by_text(f"{100 * healed:.1f} %").first.wait_for()  # what the page shows is what the file does
 
+    # tokens merge on the chosen images
+    page.goto(f"{url}/tokens?merge=1")
+    page.get_by_role("button", name="Merge tokens").click()
+    page.locator(".js-plotly-plot").first.wait_for(timeout=60_000)
+    _no_error(page)
+
     # every page, wide and narrow, light and dark
     for name, path in PAGES.items():
         for width in (1440, 800):
             for scheme in ("light", "dark"):
-                _look(browser, f"{url}/{path}?run=1&runs=1", name, width, scheme, screenshots)
+                _look(browser, f"{url}/{path}?{'merge=1' if name == 'tokens' else 'run=1&runs=1'}", name, width, scheme, screenshots)
 
     # a second run is cancelled, and says so
     page.goto(f"{url}/?sparsity=0.75&steps=5000")

@@ -149,6 +149,30 @@ def test_batch_sweep_never_joins_measured_and_published(report):
     assert fig.layout.title.text == "No speed-up is resolved at any batch size"
     faster = latency.batch_sweep(synthetic.report(speedup=1.8).frame("latency").assign(run=4), hollow, device="Test CPU")
     assert faster.layout.title.text.startswith("1.80× dense")
+    slower = latency.batch_sweep(synthetic.report(speedup=0.8).frame("latency").assign(run=4), hollow, device="Test CPU")
+    assert slower.layout.title.text == "Slower than dense at every batch size: 0.80× at best"
+
+
+def test_a_long_title_is_wrapped_evenly_and_what_is_drawn_stays_as_large():
+    def drawn(fig):
+        margin = fig.layout.margin.t if fig.layout.margin.t is not None else fig.layout.template.layout.margin.t
+        return fig.layout.height - margin
+
+    long = "Zeros and merged tokens would save 48.6 % of multiply-adds; kernels of today save 0.0 %"
+    fig = theme.figure(long, height=300)
+    before = drawn(fig)
+    lines = theme.wrapped(fig).layout.title.text.split("<br>")
+    assert len(lines) == 2 and max(map(len, lines)) <= theme.TITLE_WIDTH and abs(len(lines[0]) - len(lines[1])) < 15
+    assert " ".join(lines).replace("\u00a0", " ") == long and drawn(fig) == before and fig.layout.height == 300 + theme.TITLE_LINE
+    short = theme.figure("Every layer loses 90.0 %", height=300)
+    assert theme.wrapped(short).layout.title.text.replace("\u00a0", " ") == "Every layer loses 90.0 %" and short.layout.height == 300
+
+
+def test_a_legend_too_wide_for_a_narrow_page_gets_room_for_a_second_row():
+    few, many = (theme.figure("t", height=300).add_scatter(name=name).add_scatter(name="b" * 9) for name in ("a", "a" * 60))
+    assert theme.wrapped(few).layout.height == 300 and theme.wrapped(many).layout.height == 300 + theme.LEGEND_ROW
+    below = theme.legend_below(theme.figure("t", height=300).add_scatter(name="a" * 60).add_scatter(name="b" * 60), room=0)
+    assert theme.wrapped(below).layout.height == 300 and below.layout.legend.y < 0
 
 
 def test_speedup_stands_beside_what_macs_promise(store):

@@ -25,6 +25,13 @@ def test_cycles_say_what_they_reached_and_what_the_loss_did():
     assert "cycle 2" in ends.hovertext[1] and "10 weights removed" in ends.hovertext[1]
 
 
+def test_losses_of_different_size_are_told_apart_on_a_log_axis():
+    rows = [phase(1, "select", 0.05, 0.002, 0.001), phase(1, "tune", 0.05, 0.9, 0.8)]
+    assert cycles.cycles(pd.DataFrame(rows)).layout.yaxis.type == "log"
+    assert cycles.cycles(pd.DataFrame(rows[1:])).layout.yaxis.type is None
+    assert cycles.cycles(pd.DataFrame([phase(1, "select", 0.05, 0.0, 0.0), *rows[1:]])).layout.yaxis.type is None
+
+
 @pytest.mark.parametrize(
     ("rows", "title"),
     [([], "No cycle has run"), ([phase(1, "prune", 0.05)], "1 cycle reaches 5.0 %"), ([phase(1, "tune", 0.05, 2.0, 1.0)], "1 cycle reaches 5.0 %")],

@@ -38,7 +38,7 @@ def margins(images: pd.DataFrame, summary: pd.DataFrame, *, dark: bool = False, 
         if len(rows):
             small = theme.marker(stage, dark=dark, size=7) | {"opacity": 0.65, "line": {"width": 0}}
             fig.add_scatter(
-                x=rows["reach"], y=rows["margin"], mode="markers", name=stage, marker=small,
+                x=rows["reach"], y=rows["margin"], mode="markers", name=stage, marker=small, cliponaxis=False,
                 customdata=rows[["image"]].to_numpy(),
                 hovertemplate=f"image %{{customdata[0]}}, {stage}<br>margin %{{y:.3g}}, 2η %{{x:.3g}}<extra></extra>",
             )  # fmt: skip
@@ -86,7 +86,7 @@ def shares(summary: pd.DataFrame, *, dark: bool = False, keep: object = True) ->
         )  # fmt: skip
     fig.update_xaxes(range=[0, 100.5])
     fig.update_yaxes(autorange="reversed", showgrid=False)
-    return fig.update_layout(barmode="stack", legend_traceorder="normal")
+    return theme.legend_below(fig.update_layout(barmode="stack", legend_traceorder="normal"))
 
 
 def _shares_title(summary: pd.DataFrame) -> str:
@@ -128,7 +128,7 @@ def layers(rows: pd.DataFrame, *, stage: str, delta: float, dark: bool = False, 
                      "thickness": 1, "width": 3, "color": colour},
             hovertemplate="<b>%{customdata[0]}</b><br>mean %{y:.3g}, maximum %{error_y.array:.3g} above it<br>%{customdata[1]}<extra></extra>",
         )  # fmt: skip
-    return fig.update_yaxes(rangemode="tozero")
+    return theme.legend_below(fig.update_yaxes(rangemode="tozero"))
 
 
 def _layers_title(rows: pd.DataFrame) -> str:

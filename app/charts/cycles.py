@@ -38,6 +38,9 @@ def cycles(rows: pd.DataFrame, *, dark: bool = False, keep: object = True) -> go
             marker={"color": colour, "symbol": "circle", "size": 8}, line={"color": colour, "width": 2},
         )  # fmt: skip
     fig.update_yaxes(rangemode="tozero")
+    losses = trained[["loss_first", "loss_last"]].stack() if len(trained) else pd.Series(dtype=float)
+    if len(losses) and 0 < losses.min() < losses.max() / 50:  # selection and training have losses of their own
+        fig.update_yaxes(type="log", title_text="Training loss, log scale", dtick=1)
     return fig
 
 

@@ -37,6 +37,8 @@ def _sweep_title(measured: pd.DataFrame, device: str) -> str:
     best = known.loc[known["speedup"].idxmax()]
     if best["speedup_low"] > 1:
         return f"{best['speedup']:.2f}× dense at batch {int(best['batch'])}, the best measured"
+    if known["speedup_high"].max() < 1:
+        return f"Slower than dense at every batch size: {known['speedup'].max():.2f}× at best"
     return "No speed-up is resolved at any batch size"
 
 
@@ -85,7 +87,7 @@ def speedup_against_macs(points: pd.DataFrame, *, dark: bool = False, keep: obje
         if rows.empty:
             continue
         fig.add_scatter(
-            x=rows["macs_ratio"], y=rows["speedup"], mode="markers+text", name=stage, text=rows["label"], textposition="top center",
+            x=rows["macs_ratio"], y=rows["speedup"], mode="markers+text", name=stage, text=rows["label"], textposition="middle right",
             textfont={"size": 11}, marker=theme.marker(stage, dark=dark, size=10), cliponaxis=False,
             error_y={
                 "array": rows["speedup_high"] - rows["speedup"], "arrayminus": rows["speedup"] - rows["speedup_low"],

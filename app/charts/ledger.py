@@ -14,7 +14,7 @@ NAMES = {
 
 
 def conventions(totals: pd.DataFrame, *, dark: bool = False, keep: object = True) -> go.Figure:
-    """Bars of `ledger.totals`: what is left (amber) of the dense cost (grey) under each convention, the reduction in words beside them."""
+    """Bars of `ledger.totals`: what is left (amber) of the dense cost (grey) under each convention, the reduction in words under their names."""
     unit, name = (1e3, "M") if totals["dense_g"].max() < 0.1 else (1.0, "G")
     fig = theme.figure(_title(totals), dark=dark, height=120 + 44 * len(totals), x=f"Multiply-adds of one image ({name} MACs)", keep=keep)
     labels = [NAMES.get(convention, convention) for convention in totals["convention"]]
@@ -24,13 +24,12 @@ def conventions(totals: pd.DataFrame, *, dark: bool = False, keep: object = True
         hovertemplate=f"%{{y}}: %{{x:.4g}} {name}, %{{customdata[0]:.2f}} % fewer<br>%{{customdata[1]}}<extra>calculated</extra>",
     )  # fmt: skip
     saved = unit * (totals["dense_g"] - totals["after_g"])
-    words = [f"−{cut:.2f} %" if cut > 0.005 else "nothing saved" for cut in totals["reduction_pct"]]
+    words = [f"{label}<br><b>{f'−{cut:.2f} %' if cut > 0.005 else 'nothing saved'}</b>" for label, cut in zip(labels, totals["reduction_pct"])]
     fig.add_bar(
-        x=saved, y=labels, orientation="h", name="saved", text=words, textposition="outside",
-        cliponaxis=False, hoverinfo="skip", marker={"color": theme.tint(theme.stage_colour("dense", dark), 0.28)},
+        x=saved, y=labels, orientation="h", name="saved", hoverinfo="skip", marker={"color": theme.tint(theme.stage_colour("dense", dark), 0.28)},
     )  # fmt: skip
-    fig.update_xaxes(range=[0, 1.18 * unit * float(totals["dense_g"].max())], fixedrange=True)
-    fig.update_yaxes(autorange="reversed", fixedrange=True)
+    fig.update_xaxes(range=[0, 1.04 * unit * float(totals["dense_g"].max())], fixedrange=True)
+    fig.update_yaxes(autorange="reversed", fixedrange=True, tickmode="array", tickvals=labels, ticktext=words)
     return fig.update_layout(barmode="stack")
 
 

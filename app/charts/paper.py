@@ -25,7 +25,7 @@ def accuracy_against_sparsity(published: pd.DataFrame, measured: pd.DataFrame, *
             fig.add_hline(
                 y=dense, line={"color": theme.tint(theme.stage_colour("dense", dark), 0.6), "width": 1, "dash": "dot"},
                 annotation={"text": f"dense, published: {dense:.2f}", "font": {"size": 11, "color": theme.ink(dark, quiet=True)}},
-                annotation_position="bottom left",
+                annotation_position="top right",
             )  # fmt: skip
     for stage in theme.STAGES[1:]:
         rows = measured[measured["stage"] == stage] if len(measured) else measured
@@ -34,8 +34,7 @@ def accuracy_against_sparsity(published: pd.DataFrame, measured: pd.DataFrame, *
     if (floor := lowest(published, measured)) is not None:
         top = max([published["dense_top1"].max(), published["top1"].max(), *(100 * measured["high"] if len(measured) else ())])
         fig.update_yaxes(range=[floor, float(top) + 0.5])
-    legend = {"orientation": "v", "x": 1.01, "xanchor": "left", "y": 1, "yanchor": "top"}  # long names: above the chart they would hide its title
-    return fig.update_layout(hovermode="closest", legend=legend)
+    return theme.legend_below(fig.update_layout(hovermode="closest"), room=40)
 
 
 def lowest(published: pd.DataFrame, measured: pd.DataFrame) -> float | None:

@@ -7,6 +7,7 @@ right, faint lines between blocks. Stages differ by colour and symbol, origins b
 from __future__ import annotations
 
 import math
+import textwrap
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -22,6 +23,9 @@ ORIGIN_DASH = {"measured": "solid", "literature": "solid", "estimate": "dash"}
 # Attention and MLP are one hue at two depths; what is neither stands between them.
 KIND_NAMES = {"attention": "Attention", "mlp": "MLP", "other": "Convolution and other"}
 KIND_OPACITY = {"attention": 1.0, "mlp": 0.5, "other": 0.75}
+
+NARROW = 430  # pixels that a chart has beside the sidebar of a narrow window
+TITLE_WIDTH, TITLE_LINE, LEGEND_ROW = 54, 22, 16  # characters of a title that fit there; pixels; pixels
 
 FONT = '"Source Sans", "Source Sans Pro", -apple-system, "Segoe UI", sans-serif'
 _INK = {False: "#1e293b", True: "#e2e8f0"}
@@ -115,6 +119,37 @@ def figure(title: str, *, dark: bool = False, height: int = 400, x: str = "", y:
     fig = go.Figure()
     fig.update_layout(template=template(dark), title_text=title, height=height, uirevision=str(keep), xaxis_title_text=x, yaxis_title_text=y)
     return fig
+
+
+def wrapped(fig: go.Figure) -> go.Figure:
+    """The same chart, its title on as many lines as a narrow page needs, with room for these and for a legend of two rows."""
+    title = (fig.layout.title.text or "").replace(" %", "\u00a0%")  # a number stays with its unit
+    lines = textwrap.wrap(title, TITLE_WIDTH, break_on_hyphens=False)
+    if len(lines) > 1 and "<" not in title:  # as even as they can be
+        widths = range(len(title) // len(lines), TITLE_WIDTH + 1)
+        lines = next(found for width in widths if len(found := textwrap.wrap(title, width, break_on_hyphens=False)) == len(lines))
+        more = TITLE_LINE * (len(lines) - 1)
+        fig.update_layout(title_text="<br>".join(lines), title_pad={"l": 4, "t": 10 + more / 2})  # Plotly sets lines around the first one's place
+        _higher(fig, more)
+    listed = [trace for trace in fig.data if getattr(trace, "showlegend", False) is not False and trace.name]  # pictures stand in no legend
+    names = {trace.legendgroup or trace.name for trace in listed}
+    wide = sum(6 * len(name) + 45 for name in names)  # pixels, about
+    if wide > NARROW and (fig.layout.legend.y is None or fig.layout.legend.y >= 1):
+        _higher(fig, LEGEND_ROW)
+    return fig
+
+
+def legend_below(fig: go.Figure, *, room: int = 30) -> go.Figure:
+    """The same chart with its legend under the axis title, `room` pixels higher: where long names would stand in each other's and the title's way."""
+    height = fig.layout.height + room
+    inside = max(height - 140, 60)  # what the axes are high, about; 62 pixels under them is room for ticks and title
+    return fig.update_layout(height=height, legend={"y": -62 / inside, "yanchor": "top"})
+
+
+def _higher(fig: go.Figure, more: float) -> None:
+    """Room above what is drawn, which stays as large as it was."""
+    margin = fig.layout.margin.t if fig.layout.margin.t is not None else fig.layout.template.layout.margin.t
+    fig.update_layout(margin_t=margin + more, height=fig.layout.height + more)
 
 
 def layer_axis(fig: go.Figure, layers: pd.DataFrame, *, dark: bool = False) -> dict[str, int]:

@@ -43,7 +43,8 @@ def merge_map(picture: Mapping[str, object], patches: pd.DataFrame, *, dark: boo
         fig.update_layout({
             f"xaxis{number}": {**hidden, "domain": [start, end], "range": [-0.55, cols - 0.45], "constrain": "domain", "anchor": f"y{number}"},
             f"yaxis{number}": {
-                **hidden, "range": [rows - 0.45, -0.55], "scaleanchor": f"x{number}", "constrain": "domain", "anchor": f"x{number}",
+                **hidden, "range": [rows - 0.45, -0.55], "scaleanchor": f"x{number}", "constrain": "domain", "constraintoward": "top",
+                "anchor": f"x{number}",
             },
         })  # fmt: skip
         fig.add_annotation(

@@ -8,6 +8,7 @@ import streamlit as st
 from app import basis, before_controls, frame, launch, ledger_view, results, state
 from app.charts import budget, spectra, theme
 from app.choice import suits
+from starfish_lab import whatif
 from starfish_lab.healing import METHODS
 from starfish_lab.pruning import BUDGETS, SCORES, SOLVERS
 from starfish_lab.pruning.budgets import mp_edge
@@ -30,7 +31,7 @@ BUDGET_HELP = (
 MEASURES = {"weights": "Weights", "macs": "MACs", "share": "Share lost"}
 SPEED = {
     "unstructured": "mask only: no speed-up expected",
-    "n_m": "mask only: no speed-up expected without hardware for it",
+    "n_m": "mask only: no speed-up without hardware for it",
     "structured": "sliced: really smaller; a run measures how much faster",
     "kept": "mask only: no speed-up expected",
 }
@@ -52,7 +53,7 @@ def page() -> None:
         with right:
             _spectrum(profile, selected, predicted)
     _launch(predicted)
-    _details(predicted)
+    _details(profile, predicted)
     _ledger(profile)
 
 
@@ -83,7 +84,7 @@ def _score(chosen: state.Choice) -> None:
     names = [name for name in entries if chosen.pattern in suits(name)]
     described = [f"**{_score_name(name)}** {entries[name].describe(name).partition(': ')[2] or entries[name].describe(name)}" for name in names]
     hint = "A score says which weights matter least; a solver chooses them together with new values for the others.\n\n" + "\n\n".join(described)
-    st.selectbox("Score", names, format_func=_score_name, width=150, help=hint, **state.tie("score"))
+    st.selectbox("Score", names, format_func=_score_name, width=185, help=hint, **state.tie("score"))
 
 
 def _score_name(name: str) -> str:
@@ -203,7 +204,7 @@ def _launch(predicted: WhatIf) -> None:
 def _speed(recipe: Recipe) -> str:
     """What to expect of the clock, before anything is measured."""
     said = SPEED[recipe.pruning.pattern]
-    return f"{said}; merged tokens really go: a run measures how much faster" if any(recipe.tokens.r) else said
+    return f"{said}; merged tokens really go: a run measures it" if any(recipe.tokens.r) else said
 
 
 def _ledger(profile: Profile) -> None:
@@ -213,24 +214,45 @@ def _ledger(profile: Profile) -> None:
             ledger_view.section(profile)
 
 
-def _details(predicted: WhatIf) -> None:
+def _details(profile: Profile, predicted: WhatIf) -> None:
     details = st.expander("Every layer", on_change="rerun", key="details")
     if not details.open:
         return
     with details:
         for note in predicted.notes:
             st.caption(note)
+        rows = predicted.layers
+        if rows["macs_g"].max() < 0.1:  # in G MACs these would be strings of zeros
+            rows = rows.assign(macs_g=1e3 * rows["macs_g"], macs_g_effective=1e3 * rows["macs_g_effective"])
+            rows = rows.rename(columns={"macs_g": "macs_m", "macs_g_effective": "macs_m_effective"})
         frame.table(
-            predicted.layers, key="layers",
+            rows, key="layers",
             column_config={
                 "layer": "Layer", "block": None, "depth": "Block", "kind": "Kind",
                 "weights": st.column_config.NumberColumn("Weights", format="localized"),
                 "removed": st.column_config.NumberColumn("Lost", format="localized"),
                 "sparsity": st.column_config.ProgressColumn("Share lost", min_value=0, max_value=1, format="percent"),
-                "macs_g": st.column_config.NumberColumn("MACs (G)", format="%.3g"),
-                "macs_g_effective": st.column_config.NumberColumn("MACs left (G)", format="%.3g"), "note": "Left dense because",
+                **{f"macs_{unit.lower()}": st.column_config.NumberColumn(f"MACs ({unit})", format="%.3g") for unit in "MG"},
+                **{f"macs_{unit.lower()}_effective": st.column_config.NumberColumn(f"MACs left ({unit})", format="%.3g") for unit in "MG"},
+                "note": "Left dense because",
                 "edge_weight": st.column_config.NumberColumn("Edge weight w", format="%.2f"),
             },
+        )  # fmt: skip
+        _outside(profile)
+
+
+def _outside(profile: Profile) -> None:
+    """What no pattern looks at, and why. In none of the counts above."""
+    rows = whatif.outside(profile, basis.current().pruning)
+    beside = profile.facts["parameters"] - int(profile.layers["weights"].sum())
+    st.caption(
+        f"**{results.count(len(rows), 'more layer')}** no pattern looks at, so {'it is' if len(rows) == 1 else 'they are'} in no count above. "
+        f"Norms, biases and embeddings hold {theme.count(beside)} parameters besides; they always stay as they are."
+    )
+    if len(rows):
+        frame.table(
+            rows, key="outside", column_order=["layer", "weights", "note"],
+            column_config={"layer": "Layer", "weights": st.column_config.NumberColumn("Weights", format="localized"), "note": "Left dense because"},
         )  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def _unwrapped(content: object) -> dict[str, Tensor]:
 
 
 def fit(module: nn.Module, tensors: dict[str, Tensor], *, source: str, name: str) -> None:
-    """Load the tensors into the module, every one of them, or raise WeightsError naming the first that do not fit."""
+    """Load the tensors into the module, every one of them, or raise WeightsError naming the first that do not fit or are not finite."""
     expected = module.state_dict()
     wrong = [
         f"{key} is {_shape(tensors[key])} where {name} has {_shape(expected[key])}"
@@ -94,6 +94,9 @@ def fit(module: nn.Module, tensors: dict[str, Tensor], *, source: str, name: str
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise WeightsError(f"{source} does not fit {name}: {'; '.join(wrong[:3])}{more}. Choose the timm name these weights were made with.")
+    odd = next((key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()), None)
+    if odd is not None:
+        raise WeightsError(f"{source} holds numbers that are not finite, first in {odd}. Save the weights again, or choose another file.")
     module.load_state_dict(tensors, strict=False)
 
 

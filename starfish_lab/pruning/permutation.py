@@ -208,8 +208,8 @@ def _notes(rows: list[dict[str, object]], settled: list[str], choice: PruningCho
         )
     gathers = [row for row in rows if row["place"] == "gather"]
     if gathers:
-        moved = sum(row["values_moved"] for row in gathers) / 1e6
-        yield f"{len(gathers)} layers gather their inputs when the network runs: {moved:.3g} million values an image, which takes time."
+        moved = sum(row["values_moved"] for row in gathers)
+        yield f"{len(gathers)} layers gather their inputs when the network runs: {moved:,} values an image, which takes time."
     worse = [row["layer"] for row in rows if row["kept_after"] < row["kept_before"]]
     if worse:
         yield f"The permutation '{choice.permutation}' keeps less than the given order in {len(worse)} of {len(rows)} layers, {worse[0]} the first."

@@ -29,9 +29,7 @@ def objective(session: Session, *, alpha: float = 0.5, temperature: float = 2.0,
     """The loss of a batch. Labels are class indices of the network's outputs."""
     _between("alpha", alpha, 0, 1)
     _between("smoothing", smoothing, 0, 1)
-    _between("temperature", temperature, 0, float("inf"))
-    if temperature == 0:
-        raise RecipeError("healing.options.temperature is 0: give a number above 0, such as 2.")
+    _between("temperature", temperature, 1e-3, 1e3)
     session.check_labels()
     teacher = Teacher(session, lambda module, images: [F.log_softmax(module(images).float() / temperature, dim=-1)])
 

@@ -21,7 +21,7 @@ NEEDS_LABELS = False
 
 def objective(session: Session, *, temperature: float = 2.0) -> Callable[[Batch], Loss]:
     """The loss of a batch."""
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature > 0:
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
         raise RecipeError(f"healing.options.temperature is {temperature!r}: give a number above 0, such as 2.")
     teacher = Teacher(session, lambda module, images: [F.log_softmax(module(images).float() / temperature, dim=-1)])
 
