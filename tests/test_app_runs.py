@@ -79,6 +79,18 @@ def test_a_running_run_cannot_be_deleted(store):
     assert "Delete for good" not in labels(open_page("runs", runs=run))
 
 
+def test_a_run_at_work_that_counts_no_steps_yet_stands_beside_one_that_does(store):
+    """Whole numbers with gaps have a missing value of their own, which is neither true nor false."""
+    synthetic.running(store)
+    store.announce("worker-2", "cpu", "Test CPU")
+    store.submit(synthetic.recipe(seed=1))
+    run = store.claim("worker-2", "cpu")
+    store.heartbeat("worker-2", run.id)
+    store.set_progress(run.id, stage="load", step=None, steps=None, seconds_left=None)
+    app = open_page("runs")
+    assert unharmed(app) and list(_table(app)["Status"]) == ["running", "heal 30/200"]
+
+
 def test_one_chosen_run_shows_its_family(store):
     parent = synthetic.done(store)
     child = synthetic.done(store, parent=parent, healed=0.98)

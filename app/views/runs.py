@@ -33,7 +33,7 @@ def listed(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _status(row) -> str:
-    if row.status == "running" and row.steps and row.steps == row.steps:
+    if row.status == "running" and pd.notna(row.steps) and row.steps:
         return f"{row.stage} {int(row.step)}/{int(row.steps)}"
     return "timed" if row.kind == "latency" and row.status == "done" else row.status
 
