@@ -82,15 +82,15 @@ def run(recipe: Recipe, *, reporter: Reporter | None = None, folder: Path | None
     for name, network in stages.items():
         report.add("totals", [totals_row(name, network, result, small if name != "dense" else None)])
 
-    if recipe.measure.certificates:
-        with _stage(report, reporter, "certificates"):
-            _certify(report, reporter, stages, answers, prepared, splits, device)
-
     if recipe.measure.spectra:
         with _stage(report, reporter, "spectra"):
             for name, network in stages.items():
                 report.add("spectra", spectra_table(network, layers=list(result.masks), device=device), stage=name)
                 reporter.check()
+
+    if recipe.measure.certificates:
+        with _stage(report, reporter, "certificates"):
+            _certify(report, reporter, stages, answers, prepared, splits, device)
 
     if recipe.measure.latency:
         with _stage(report, reporter, "latency"):
@@ -178,7 +178,8 @@ def _certify(
     images, masks = splits.drift.tensor(), prepared.result.masks
     head = certificate_layers.find_head(prepared.reference, images[:1], device=device)
     layers = [layer for layer in masks if layer != head]
-    fits = spectra_table(prepared.reference, layers=[*layers, *filter(None, [head])], split_qkv=False, device=device)
+    fits = report.frame("spectra")  # reordered inputs leave a spectrum as it is; whatever was not fitted above is fitted once, here
+    fits = fits[fits["stage"] == "dense"] if len(fits) else spectra_table(prepared.reference, layers=layers, split_qkv=False, device=device)
     sparsity = masking.sparsity(prepared.network.module, masks).of_prunable
     for stage, network in stages.items():
         if stage == "dense":
