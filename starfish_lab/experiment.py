@@ -181,14 +181,14 @@ def _certify(
     fits = report.frame("spectra")  # reordered inputs leave a spectrum as it is; whatever was not fitted above is fitted once, here
     fits = fits[fits["stage"] == "dense"] if len(fits) else spectra_table(prepared.reference, layers=layers, split_qkv=False, device=device)
     sparsity = masking.sparsity(prepared.network.module, masks).of_prunable
-    for stage, network in stages.items():
-        if stage == "dense":
-            continue
+    others = {stage: network for stage, network in stages.items() if stage != "dense"}
+    if answers["dense"] is None:
+        certified = certificates.certify_stages(stages["dense"], others, splits.evaluation, device=device, reporter=reporter)
+    else:
+        certified = {stage: certificates.certify_answers(answers["dense"], answers[stage]) for stage in others}
+    for stage, network in others.items():
         reporter.check()
-        if answers["dense"] is not None:
-            found = certificates.certify_answers(answers["dense"], answers[stage])
-        else:
-            found = certificates.certify(stages["dense"], network, splits.evaluation, device=device, reporter=reporter)
+        found = certified[stage]
         found.layers += certificate_layers.layer_rows(prepared.reference, network, layers, images, device=device, spectra=fits)
         if sparsity > 0 and (stage == "pruned" or head in masks):
             found.extend(certificate_layers.head_rows(
