@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from app import results
-from app.results import ORDER_OPTIONS, SOLVER_OPTIONS
+from app.merging import ORDER_OPTIONS, SOLVER_OPTIONS
 from starfish_lab.errors import RecipeError
-from starfish_lab.healing import METHODS
+from starfish_lab.healing import METHODS, REPAIRS
 from starfish_lab.pruning import BUDGETS, PATTERNS, PERMUTATIONS, SCORES, SOLVERS, STARTS, rules
 from starfish_lab.pruning.budgets.mp_edge import SIGNALS
 from starfish_lab.recipe import SOURCES, WEIGHTS, HealingChoice, ImagesChoice, ModelChoice, PruningChoice, Recipe, StartChoice, TokensChoice
@@ -52,6 +52,7 @@ class Choice:
     damping: float = 0.01
     importance: str = "activation"  # of the permutation, as `gather`
     gather: bool = True
+    repair: str = "none"  # before training
     healing: str = "starfish"
     steps: int = 200  # 0: as many epochs as the recipe says
     device: str = "auto"
@@ -76,6 +77,7 @@ ALLOWED = {
     "signal": lambda: ("auto", *SIGNALS),
     "prior": lambda: SOLVERS.constant("cast", "PRIORS"),
     "importance": lambda: IMPORTANCES,
+    "repair": REPAIRS.names,
     "healing": METHODS.names,
 }
 RANGES = {
@@ -113,7 +115,7 @@ def recipe(c: Choice) -> Recipe:
             permutation=c.permutation, options=options, score_options=_chosen(c, solver_options(c)),
             permutation_options=_chosen(c, order_options(c)),
         ),
-        healing=HealingChoice(method=c.healing, steps=c.steps or None),
+        healing=HealingChoice(method=c.healing, repair=c.repair, steps=c.steps or None),
         device=c.device,
     )  # fmt: skip
 
@@ -151,7 +153,7 @@ def values(known: Recipe) -> dict[str, object]:
         start=begun.method, start_path=begun.path or "", start_sparsity=begun.sparsity, merge=results.merged_tokens(known.tokens),
         score=p.score, budget=p.budget, pattern=p.pattern, sparsity=p.sparsity, keep=p.keep, group=p.group, units=p.units,
         permutation=p.permutation, signal=signal or "auto", beta="auto" if beta is None else f"{beta:g}",
-        healing=h.method, steps=h.steps or 0, device=known.device,
+        healing=h.method, repair=h.repair, steps=h.steps or 0, device=known.device,
         **_of(SOLVER_OPTIONS, p.score_options if p.score in SOLVERS.names() else {}), **_of(ORDER_OPTIONS, p.permutation_options),
     )  # fmt: skip
 

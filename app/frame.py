@@ -48,8 +48,8 @@ STYLE = """<style>
 @media (max-width: 1150px) {
   .st-key-pair [data-testid=stHorizontalBlock] {flex-wrap: wrap}
   .st-key-pair [data-testid=stColumn] {min-width: 100%}
-  .st-key-training [data-testid=stHorizontalBlock] {flex-wrap: wrap}
-  .st-key-training [data-testid=stColumn] {min-width: calc(50% - 1rem)}
+  :is(.st-key-training, .st-key-healer) [data-testid=stHorizontalBlock] {flex-wrap: wrap}
+  :is(.st-key-training, .st-key-healer) [data-testid=stColumn] {min-width: calc(50% - 1rem)}
 }
 [data-testid=stMainBlockContainer] {padding: 4.4rem clamp(1rem, 2.5vw, 3rem) 3rem}
 </style>"""

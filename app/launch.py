@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import basis, frame, results, state
+from app import bakeoff_rows, basis, frame, healing_controls, results, state
 from app.sidebar import SOURCES
+from starfish_lab.bakeoff.plan import BakeOff
 from starfish_lab.errors import LabError, RecipeError
-from starfish_lab.healing import METHODS
 from starfish_lab.pruning import SOLVERS
 from starfish_lab.recipe import Recipe
 
-# Values of the healing form in words.
-TRAINING = {
-    "adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "weights": "Pruned layers", "all": "Everything", "calibration": "Calibration",
-    "training": "Training", "none": "None", "flip": "Flip", "crop": "Crop and flip", "timm": "timm", "float32": "float32", "bf16": "bfloat16",
-}  # fmt: skip
 current = basis.current
 
 
@@ -29,7 +24,7 @@ def form() -> None:
     with st.container(border=True):
         if recipe is not None:
             _what(recipe)
-        _how()
+        healing_controls.draw()
     if problem:
         st.error(problem, icon=":material/rule:")
     _twin(recipe)
@@ -40,23 +35,26 @@ def form() -> None:
         submit(recipe)
 
 
-def submit(recipe: Recipe, *, kind: str = "experiment", parent: int | None = None) -> None:
+def submit(task: Recipe | BakeOff, *, kind: str = "experiment", parent: int | None = None, name: str = "") -> None:
     """Queue a run and show it on this page."""
-    queue(recipe, kind=kind, parent=parent)
+    queue(task, kind=kind, parent=parent, name=name)
     st.rerun()
 
 
-def queue(recipe: Recipe, *, kind: str = "experiment", parent: int | None = None) -> None:
-    """Queue a run and put it into the address bar. A browser that has this very recipe queued or running gets that run instead."""
+def queue(task: Recipe | BakeOff, *, kind: str = "experiment", parent: int | None = None, name: str = "") -> None:
+    """Queue a run and put it into the address bar, under `name` where given.
+
+    A browser that has this very task queued or running gets that run instead.
+    """
     launched = st.session_state.setdefault("launched", {})
-    key = (kind, recipe.fingerprint())
+    key = (kind, task.fingerprint())
     if _active(launched.get(key)):
         st.session_state["said"] = f"Run {launched[key]} does exactly this already, so it was not started a second time."
     else:
-        launched[key] = state.backend().submit(recipe, kind, parent=parent or state.get("parent", 0) or None, owner=_owner())
-    for name in ("new", "parent"):
-        state.put(name, None)
-    state.put("run" if kind == "experiment" else "timing", launched[key])
+        launched[key] = state.backend().submit(task, kind, parent=parent or state.get("parent", 0) or None, owner=_owner())
+    for known in ("new", "parent"):
+        state.put(known, None)
+    state.put(name or ("run" if kind == "experiment" else "timing"), launched[key])
 
 
 def clone(run) -> None:
@@ -65,6 +63,15 @@ def clone(run) -> None:
     basis.adopt(run.recipe)
     state.put("parent", run.id)
     _to_form()
+
+
+def open_bakeoff(run) -> None:
+    """Show a bake-off on its page, on the tab that it belongs to."""
+    axis = bakeoff_rows.axis(run.plan)
+    state.put("run", None)
+    state.put("axis", axis, default="all")
+    state.put(f"bake_{axis}", run.id)
+    st.switch_page("views/bake_off.py")
 
 
 def open_recipe(recipe: Recipe, *, preset: str = "") -> None:
@@ -104,41 +111,6 @@ def _rule(recipe: Recipe) -> str:
     return f"{results.name(pruning.score)} {what}{budget}"
 
 
-def _how() -> None:
-    """Healing method and its few numbers."""
-    first, second, third = st.columns(3)
-    first.selectbox("Healing", METHODS.names(), format_func=lambda name: name.replace("_", " "), **state.tie("healing"))
-    off = state.choice().healing == "none"
-    second.number_input("Steps", 0, 1_000_000, step=50, disabled=off, help="Optimiser steps. 0: whole epochs, as set below.", **state.tie("steps"))
-    third.text_input("Name", max_chars=80, placeholder="optional", **state.tie_value("name", ""))
-    st.caption(METHODS.describe(state.choice().healing))
-    with st.expander("How it trains"), st.container(key="training"):
-        _training(off)
-
-
-def _training(off: bool) -> None:
-    """Everything else of the training phase; off where nothing heals."""
-    limits = {name: values for name, (_, values) in basis.HEALING.items()}
-
-    def number(place, label: str, name: str, hint: str, *, idle: bool = False, **options) -> None:
-        place.number_input(label, *limits[name], disabled=off or idle, help=hint, **options, **basis.tie(name))
-
-    def pick(place, label: str, name: str, hint: str) -> None:
-        place.selectbox(label, limits[name], disabled=off, help=hint, format_func=TRAINING.get, **basis.tie(name))
-
-    first, second, third, fourth = st.columns(4)
-    number(first, "Batch size", "batch", "Images in a step.", step=8)
-    number(second, "Learning rate", "lr", "The highest; it falls along a cosine.", step=1e-4, format="%.1e")
-    number(third, "Epochs", "epochs", "Passes over the images. They count where Steps is 0.", step=1, idle=state.choice().steps > 0)
-    number(fourth, "Warm-up steps", "warmup", "Steps in which the learning rate rises to its highest.", step=100)
-    pick(first, "Optimiser", "optimiser", "Adam is what STARFISH heals with, AdamW what the longer distillations use.")
-    number(second, "Weight decay", "decay", "Pulls what trains towards 0 in every step.", step=0.01, format="%.3g")
-    pick(third, "Trains", "trains", "The weights of the pruned layers that stay, or every parameter. What was removed stays 0 either way.")
-    pick(fourth, "Images", "on", "Training images are shuffled in every epoch; how many there are stands in the sidebar.")
-    pick(first, "Augmentation", "augment", "Random changes of the images: flips, crops, or what timm trains with.")
-    pick(second, "Precision", "precision", "bfloat16 computes in half the memory; weights stay in float32.")
-
-
 def _open_file() -> None:
     """Where the recipe comes from, and the door for another."""
     if origin := basis.origin():
@@ -162,6 +134,7 @@ def _opened() -> None:
         st.session_state["recipe_error"] = f"{file.name} is no text, so it is no recipe. Expected was a run's JSON file. The choice is as it was."
     except LabError as error:
         st.session_state["recipe_error"] = f"{error} The choice is as it was."
+
 
 def _twin(recipe: Recipe | None) -> None:
     """Whether the same is queued or running already, from any browser, or done."""

@@ -21,6 +21,7 @@ page = st.navigation(
         st.Page("views/spectra.py", title="Spectra"),
         st.Page("views/tokens.py", title="Tokens"),
         st.Page("views/prune_and_heal.py", title="Prune & heal"),
+        st.Page("views/bake_off.py", title="Bake-off"),
         st.Page("views/runs.py", title="Runs"),
         st.Page("views/compare.py", title="Compare"),
         st.Page("views/latency.py", title="Latency"),

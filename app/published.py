@@ -60,6 +60,20 @@ def accuracies(models: Iterable[str], runs: pd.DataFrame, *, cost: str) -> pd.Da
     return pd.concat(found)[columns].dropna(subset=["cost", "top1"]) if found else pd.DataFrame(columns=columns)
 
 
+def recoveries(model: str | None = None) -> pd.DataFrame:
+    """Published shares of the dense accuracy of which no accuracy is published: model, label, sparsity, share (fraction), source.
+
+    With `model` only those of this timm network.
+
+    >>> recoveries("deit_base_patch16_224")["share"].tolist(), len(recoveries("starter"))
+    ([0.82, 0.4], 0)
+    """
+    table = literature.accuracies()
+    rows = table[table["top1"].isna() & table["of_dense"].notna()]
+    rows = rows if model is None else rows[rows["model"].isin(names(model))]
+    return rows.assign(label=rows["method"] + ", published", share=rows["of_dense"])[["model", "label", "sparsity", "share", "source"]]
+
+
 def ratios(latencies: pd.DataFrame) -> pd.DataFrame:
     """Published throughputs of one card and network, a row a batch size, and what the 2:4 kernel gains over either dense baseline.
 

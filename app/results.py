@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pandas as pd
 
 from app.charts import theme
-from starfish_lab.pruning import SOLVERS, STARTS, rules
+from starfish_lab.pruning import STARTS
 from starfish_lab.recipe import ImagesChoice, PruningChoice, Recipe, TokensChoice
 
 
@@ -76,29 +74,39 @@ def healing(recipe: Recipe) -> str:
     >>> from starfish_lab.recipe import HealingChoice
     >>> healing(Recipe(healing=HealingChoice(steps=200)))
     'Healed by starfish: 200 steps of 32 on 64 calibration images, Adam, learning rate 0.0006 → 1e-06.'
+    >>> healing(Recipe(healing=HealingChoice(repair="dense", method="none")))
+    'Repaired by dense, nothing trains.'
     >>> healing(Recipe(healing=HealingChoice(method="none")))
     'Not healed.'
     """
     h, images = recipe.healing, recipe.images
+    repaired = "" if h.repair == "none" else f"Repaired by {name(h.repair)}, "
     if h.method == "none":
-        return "Not healed."
+        return f"{repaired}nothing trains." if repaired else "Not healed."
     seen = f"{images.calibration:,} calibration images" if h.images == "calibration" else _training(images)
+    falls = f" → {h.final_learning_rate:g}" if h.schedule != "constant" else " throughout"
     said = [
         f"{f'{h.steps:,} steps' if h.steps else count(h.epochs, 'epoch')} of {h.batch_size} on {seen}",
-        f"{name(h.optimiser)}, learning rate {h.learning_rate:g} → {h.final_learning_rate:g}"
+        f"{name(h.optimiser)}, learning rate {h.learning_rate:g}{falls}{' in a line' if h.schedule == 'linear' else ''}"
         + (f" after {h.warmup:,} rising steps" if h.warmup else ""),
         f"weight decay {h.weight_decay:g}" if h.weight_decay else "",
         f"gradients clipped at {h.gradient_clip:g}" if h.gradient_clip else "",
-        "every parameter trains, zeros stay" if h.trains == "all" else "",
+        {"all": "every parameter trains, zeros stay", "affine": "biases and norms train too"}.get(h.trains, ""),
+        "images shuffled" if h.order == "shuffled" and h.images == "calibration" else "",
         f"augmentation {h.augmentation}" if h.augmentation != "none" else "",
+        f"weights averaged with decay {h.average:g}" if h.average else "",
+        "dense answers kept in float16" if h.teacher == "half" else "",
         "bfloat16" if h.precision == "bf16" else "",
+        "compiled" if h.compile else "",
+        *(f"{name(option)} {value}" for option, value in h.options.items() if isinstance(value, str | int | float)),
     ]
-    return f"Healed by {name(h.method)}: {', '.join(filter(None, said))}."
+    return f"{repaired or 'Healed by '}{'then healed by ' if repaired else ''}{name(h.method)}: {', '.join(filter(None, said))}."
 
 
 def name(entry: str) -> str:
     """A registry entry's name as a person reads it."""
     known = {"ser": "SER", "cast": "CAST", "sparsegpt": "SparseGPT", "n_m": "N:M", "classical_rmt": "classical RMT", "mp_edge": "MP edge",
+             "corp": "CORP", "snows": "SNOWS", "snows_adam": "SNOWS with Adam", "lora": "LoRA", "sparsegpt_update": "SparseGPT update",
              "adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}  # fmt: skip
     return known.get(entry, entry.replace("_", " "))
 
@@ -112,67 +120,6 @@ def _training(images: ImagesChoice) -> str:
     if images.training == 0:
         return f"the {images.calibration:,} calibration images"
     return "all remaining images" if images.training is None else f"{images.training:,} training images"
-
-
-def merged(base: Recipe, chosen: Recipe) -> Recipe:
-    """`base` with every field that a person chooses on the pages taken from `chosen`.
-
-    What only a recipe file can say (preprocessing, seeds, layers in and out, options, measures) stays as in `base`, unless
-    the method that the options were for is another one now.
-    """
-    model, images, healing = chosen.model, chosen.images, chosen.healing
-    same_method = base.healing.method == healing.method
-    return replace(
-        base, name=chosen.name, device=chosen.device,
-        model=replace(base.model, name=model.name, weights=model.weights, path=model.path),
-        images=replace(
-            base.images, source=images.source, path=images.path, csv=images.csv, label_column=images.label_column,
-            calibration_path=images.calibration_path, calibration_csv=images.calibration_csv,
-            calibration=images.calibration, drift=images.drift, evaluation=images.evaluation, training=images.training,
-        ),
-        start=_merged_start(base, chosen),
-        tokens=base.tokens if merged_tokens(base.tokens) == merged_tokens(chosen.tokens) else replace(base.tokens, r=chosen.tokens.r),
-        pruning=_merged_pruning(base.pruning, chosen.pruning),
-        healing=replace(
-            healing, final_learning_rate=min(base.healing.final_learning_rate, healing.learning_rate), gradient_clip=base.healing.gradient_clip,
-            seed=base.healing.seed, options=base.healing.options if same_method else {},
-        ),
-    )  # fmt: skip
-
-
-def _merged_start(base: Recipe, chosen: Recipe):
-    start = chosen.start
-    kept = base.start.options if base.start.method == start.method else {}
-    return replace(
-        base.start, method=start.method, path=start.path, sparsity=start.sparsity, step=min(base.start.step, start.sparsity), options=kept
-    )  # fmt: skip
-
-
-PAGE_OPTIONS = ("signal", "beta")  # of a budget, which pages show
-SOLVER_OPTIONS = ("alpha", "prior", "free_restoration", "sequential", "update", "damping")  # likewise of a solver
-ORDER_OPTIONS = ("importance", "gather")  # and of a permutation
-
-
-def _merged_pruning(base: PruningChoice, chosen: PruningChoice) -> PruningChoice:
-    return replace(
-        base, score=chosen.score, budget=chosen.budget, pattern=chosen.pattern, sparsity=chosen.sparsity,
-        keep=chosen.keep, group=chosen.group, units=chosen.units, permutation=chosen.permutation,
-        options=_over(base.options if base.budget == chosen.budget else {}, chosen.options, PAGE_OPTIONS, {}),
-        score_options=_over(
-            base.score_options if base.score == chosen.score else {}, chosen.score_options,
-            SOLVER_OPTIONS if chosen.score in SOLVERS.names() else (), rules.score_options(chosen.score),
-        ),
-        permutation_options=_over(
-            base.permutation_options if base.permutation == chosen.permutation else {}, chosen.permutation_options,
-            ORDER_OPTIONS, rules.permutation_options(chosen.permutation),
-        ),
-    )  # fmt: skip
-
-
-def _over(base: dict[str, object], chosen: dict[str, object], shown: tuple[str, ...], usual: dict[str, object]) -> dict[str, object]:
-    """Options with those that pages show taken from the choice. Where that changes nothing the opened recipe's own stay, 1 and 1.0 being equal."""
-    made = {key: value for key, value in base.items() if key not in shown} | chosen
-    return base if usual | made == usual | base else made
 
 
 def flat(recipe: Recipe) -> dict[str, object]:

@@ -12,8 +12,9 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from app import before_view, certificate_view, frame, launch, results, state
+from app import bakeoff_rows, before_view, certificate_view, drift_view, frame, launch, results, state
 from app.charts import drift, healing, theme
+from starfish_lab.healing import healers
 from starfish_lab.report import Report
 from starfish_lab.store import Run
 
@@ -46,9 +47,9 @@ def ended(run: Run) -> None:
     with frame.actions():
         _new()
         if st.button("Run again", type="primary", icon=":material/replay:", key="again"):
-            launch.submit(run.recipe, kind=run.kind, parent=run.id)
+            launch.submit(run.task, kind=run.kind, parent=run.id)
     with st.container(key="pair"):
-        _healing(run, *_events(run.id))
+        _healing(run, *_losses(state.store().events(run.id)))
 
 
 def _head(run: Run) -> None:
@@ -57,7 +58,8 @@ def _head(run: Run) -> None:
         st.subheader(f"Run {run.id}{': ' + run.name if run.name else ''}", anchor=False, width="content")
         st.badge(run.status, color=COLOURS[run.status])
         recipe = run.recipe
-        st.caption(f"{recipe.model.name} · {results.pattern(recipe.pruning)} · {recipe.healing.method.replace('_', ' ')}", width="content")
+        what = f"{recipe.model.name} · {results.pattern(recipe.pruning)} · {bakeoff_rows.label(healers.name(recipe.healing))}"
+        st.caption(what, width="content")
         if run.parent:
             st.caption(f"from run {run.parent}", width="content")
     if before := results.before(run.recipe):
@@ -77,9 +79,12 @@ def _live(run_id: int) -> None:
             _queued(run)
         else:
             st.progress(_share(run), text=_progress_text(run))
-        if run.recipe.healing.method != "none":
+        if (run.recipe.healing.repair, run.recipe.healing.method) != ("none", "none"):
+            events = store.events(run_id)
             with st.container(key="pair"):
-                _healing(run, *_events(run_id))
+                _healing(run, *_losses(events))
+            if seen := drift_view.live(events):
+                st.caption(seen)
         _notes(store.notes(run_id))
         with frame.actions():
             st.caption("Close the browser if you like: the run goes on, and stands under Runs.", width="content")
@@ -122,9 +127,8 @@ def _progress_text(run: Run) -> str:
     return text + (" · stopping" if run.cancel else "")
 
 
-def _events(run_id: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Losses (step, loss) and losses of blocks (step, depth, loss) that a run has reported so far."""
-    events = state.store().events(run_id)
+def _losses(events: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Losses (step, loss) and losses of blocks (step, depth, loss) among the figures that a run has reported so far."""
     losses = events[events["name"] == "loss"].rename(columns={"value": "loss"})[["step", "loss"]]
     of_blocks = events[events["name"].str.fullmatch(r"block\.\d+")]
     depths = of_blocks["name"].str.removeprefix("block.").astype(int)
@@ -194,9 +198,13 @@ def _done(run: Run) -> None:
                 frame.chart(fig, key=f"run_{run.id}_accuracy", caption=CAPTIONS["accuracy"], data=accuracy)
                 st.markdown(_verdicts(report.frame("comparisons")))
         with right:
-            shown = drift.over_depth(drifted, dark=dark, keep=run.id)
-            frame.chart(shown, key=f"run_{run.id}_drift", caption=CAPTIONS["drift"], data=drifted)
+            if drift_view.there(report):
+                drift_view.which_blocks(run, report)
+            else:
+                shown = drift.over_depth(drifted, dark=dark, keep=run.id)
+                frame.chart(shown, key=f"run_{run.id}_drift", caption=CAPTIONS["drift"], data=drifted)
         _downloads(run, report)
+        drift_view.section(run, report)
         before_view.section(run, report)
         certificate_view.section(run, report)
         _details(run, report)
@@ -211,7 +219,7 @@ def _verdicts(comparisons: pd.DataFrame) -> str:
 def _details(run: Run, report: Report) -> None:
     """Closed until asked for, and only then computed."""
     tables = {"Healing": "losses", "Layers": "layers", "Latency": "latency", "Time spent": "seconds", "Notes": "notes", "Origin": "provenance"}
-    there = [name for name, table in tables.items() if table in report.tables]
+    there = [name for name, table in tables.items() if report.tables.get(table)]
     wanted = st.segmented_control("Details", [*there, "Recipe"], key="details", label_visibility="collapsed")
     if wanted == "Healing":
         _healing(run, report.frame("losses"), report.frame("block_losses"))
@@ -266,6 +274,7 @@ def _charts(run: Run, report: Report) -> str:
         figures.append(healing.loss_curve(report.frame("losses")))
     if len(report.frame("block_losses")):
         figures.append(healing.block_losses(report.frame("block_losses")))
+    figures += drift_view.figures(report)
     figures += before_view.figures(report)
     figures += certificate_view.figures(report)
     parts = [fig.to_html(full_html=False, include_plotlyjs=i == 0, config=theme.CONFIG) for i, fig in enumerate(figures)]

@@ -137,7 +137,7 @@ def _read() -> None:
     for name, text in st.query_params.to_dict().items():
         if name in names:
             values |= _checked(names[name], name, text)
-        elif re.fullmatch(r"[a-z_]{1,20}", name) and len(text) <= 200:
+        elif re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name) and len(text) <= 1000:
             st.session_state["values"][name] = text
     st.session_state["choice"] = choices.consistent(replace(DEFAULTS, **values))
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from starfish_lab import settings
+from starfish_lab.bakeoff import flags
+from starfish_lab.bakeoff.plan import BakeOff
 from starfish_lab.errors import Cancelled, LabError
 from starfish_lab.progress import Reporter
 from starfish_lab.recipe import Recipe, edit
@@ -54,6 +56,27 @@ def latency(arguments: argparse.Namespace) -> pd.DataFrame:
     from starfish_lab.store import Store
 
     return _foreground(Store(), _recipe(arguments), "latency", lambda report: report.frame("latency"))
+
+
+def bakeoff(arguments: argparse.Namespace) -> pd.DataFrame | str:
+    """Heal the same pruned networks by many healers under one protocol; finished cells are never repeated."""
+    plan = flags.plan(arguments)
+    if arguments.show:
+        return plan.to_json()
+    if arguments.out:
+        return flags.shown(flags.bake(plan, Path(arguments.out), _TerminalBars()), arguments.json)
+    from starfish_lab.store import Store
+
+    if arguments.queue:
+        return pd.DataFrame([{"run": Store().submit(plan, "bakeoff"), "status": "queued"}])
+    return _foreground(Store(), plan, "bakeoff", lambda report: flags.shown(report, arguments.json))
+
+
+def speed(arguments: argparse.Namespace) -> pd.DataFrame:
+    """Images a second of healing steps on this machine, by batch size, precision and torch.compile, and which of them pays."""
+    from starfish_lab.training.speed import main
+
+    return main(_recipe(arguments), batch_sizes=tuple(arguments.batch_sizes), steps=arguments.steps, reporter=_TerminalBars())
 
 
 def runs(arguments: argparse.Namespace) -> pd.DataFrame:
@@ -171,11 +194,11 @@ def _opened(name: str) -> Recipe:
         ) from None
 
 
-def _foreground(store, recipe: Recipe, kind: str, table: Callable) -> pd.DataFrame:
+def _foreground(store, task: Recipe | BakeOff, kind: str, table: Callable) -> pd.DataFrame:
     """Run here, in the same store as every other run, with bars on the terminal."""
     from starfish_lab.jobs.worker import run_here
 
-    run = run_here(store, recipe, kind=kind, watch=_TerminalBars())
+    run = run_here(store, task, kind=kind, watch=_TerminalBars())
     if run.status == "cancelled":
         raise Cancelled
     if run.status != "done":
@@ -226,6 +249,10 @@ def _parser() -> argparse.ArgumentParser:
     command(models).add_argument("filter", nargs="?", help="a glob over timm's names, e.g. 'deit*'")
     command(spectra, takes_recipe=True).add_argument("--control", action="store_true", help="also fit each matrix with its entries permuted")
     command(run, takes_recipe=True).add_argument("--queue", action="store_true", help="leave it to a worker")
+    flags.add(command(bakeoff))
+    timing = command(speed, takes_recipe=True)
+    timing.add_argument("--batch-sizes", type=int, nargs="+", default=[], metavar="N", help="without them, 1, 2 and 4 times the recipe's")
+    timing.add_argument("--steps", type=int, default=5, help="timed steps of each candidate")
     listing = command(runs)
     listing.add_argument("run", nargs="?", type=int, help="one run by its number")
     listing.add_argument("--table", help="a table of that run: accuracy, layers, drift, latency …")

@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from starfish_lab import data, export
 from starfish_lab.errors import LabError
 from starfish_lab.execution import slicing
 from starfish_lab.healing.heal import heal
+from starfish_lab.healing.watching import Watch, images_seen, look_at
 from starfish_lab.measure import accuracy, certificate_layers, certificates, hardware, latency
 from starfish_lab.measure.costs import layer_rows, ledger_rows, totals_row
 from starfish_lab.measure.drift import drift
@@ -22,6 +22,7 @@ from starfish_lab.models.loading import load
 from starfish_lab.models.network import Network
 from starfish_lab.preparation import Prepared, begin, prepare
 from starfish_lab.progress import Reporter
+from starfish_lab.provenance import facts
 from starfish_lab.pruning import cycles
 from starfish_lab.pruning import masks as masking
 from starfish_lab.pruning.prune import MaskResult
@@ -29,7 +30,7 @@ from starfish_lab.recipe import Recipe
 from starfish_lab.report import Report
 from starfish_lab.spectra.layers import spectra_table
 
-CHECKPOINT = "healing.ckpt"
+CHECKPOINT, SNAPSHOTS = "healing.ckpt", "healing.json"
 EQUAL = 1e-5  # of the largest logit: a sliced network that differs more is not the masked one
 
 
@@ -61,18 +62,11 @@ def run(recipe: Recipe, *, reporter: Reporter | None = None, folder: Path | None
     with _stage(report, reporter, "measure pruned"):
         answers = {name: _measure(report, reporter, name, dense, network, splits, drift_images, device) for name, network in stages.items()}
 
-    if recipe.healing.method != "none":
-        with _stage(report, reporter, "heal"):
-            healed = student.copy()
-            healing = heal(
-                dense, healed, result.masks, splits.calibration, recipe.healing, training=splits.training,
-                device=device, reporter=reporter, checkpoint=folder / CHECKPOINT if folder else None,
-            )  # fmt: skip
-            stages["healed"] = healed
-            report.add("losses", [{"step": step, "loss": loss} for step, loss in healing.losses])
-            report.add("block_losses", [{"step": step, "depth": d, "loss": v} for step, values in healing.block_losses for d, v in enumerate(values)])
+    if (recipe.healing.repair, recipe.healing.method) != ("none", "none"):
+        with _stage(report, reporter, "heal") as apart:
+            stages["healed"] = _heal(report, reporter, prepared, recipe, splits, folder, device, apart)
         with _stage(report, reporter, "measure healed"):
-            answers["healed"] = _measure(report, reporter, "healed", dense, healed, splits, drift_images, device)
+            answers["healed"] = _measure(report, reporter, "healed", dense, stages["healed"], splits, drift_images, device)
 
     final_stage, final = list(stages.items())[-1]
     for skipped in splits.evaluation.skipped:
@@ -99,7 +93,8 @@ def run(recipe: Recipe, *, reporter: Reporter | None = None, folder: Path | None
     if folder is not None:
         with _stage(report, reporter, "save"):
             _save(report, reporter, folder / "healed", small or final, recipe, result)
-            (folder / CHECKPOINT).unlink(missing_ok=True)
+            for file in (CHECKPOINT, SNAPSHOTS):
+                (folder / file).unlink(missing_ok=True)
             shutil.rmtree(folder / cycles.FOLDER, ignore_errors=True)
     _provenance(report, recipe, dense, device)
     return report
@@ -137,18 +132,49 @@ def _prepared(report: Report, reporter: Reporter, dense: Network, prepared: Prep
 
 
 @contextmanager
-def _stage(report: Report, reporter: Reporter, name: str) -> Iterator[None]:
+def _stage(report: Report, reporter: Reporter, name: str) -> Iterator[dict[str, float]]:
+    """Times a stage; what the stage puts into the dict it is given, {part: seconds}, counts as parts of their own and not as the stage."""
     reporter.check()
     reporter.stage(name)
     started = time.perf_counter()
-    yield
-    report.add("seconds", [{"stage": name, "seconds": time.perf_counter() - started}])
+    yield (apart := {})
+    report.add("seconds", [{"stage": name, "seconds": time.perf_counter() - started - sum(apart.values())}])
+    report.add("seconds", [{"stage": part, "seconds": seconds} for part, seconds in apart.items()])
 
 
 def _note(report: Report, reporter: Reporter, notes: Iterable[str]) -> None:
     for text in notes:
         reporter.note(text)
         report.add("notes", [{"note": text}])
+
+
+def _heal(
+    report: Report, reporter: Reporter, prepared: Prepared, recipe: Recipe, splits: data.Splits,
+    folder: Path | None, device: str, apart: dict[str, float],
+) -> Network:  # fmt: skip
+    """A healed copy of the pruned network, looked at while it heals as often as the recipe asks; the looks are timed apart."""
+    choice, healed, watch = recipe.healing, prepared.network.copy(), None
+    images = splits.training if choice.images == "training" and splits.training is not None else splits.calibration
+    steps = choice.total_steps(len(images)) if choice.method != "none" else 0
+    if recipe.measure.snapshots:
+        watch = Watch(
+            prepared.reference, healed, splits.drift.tensor(), splits.evaluation,
+            device=device, reporter=reporter, file=folder / SNAPSHOTS if folder else None,
+        )  # fmt: skip
+    healing = heal(
+        prepared.reference, healed, prepared.result.masks, splits.calibration, choice, training=splits.training,
+        device=device, reporter=reporter, checkpoint=folder / CHECKPOINT if folder else None,
+        watch=look_at(steps, recipe.measure.snapshots), observer=watch,
+    )  # fmt: skip
+    report.add("losses", [{"step": step, "loss": loss} for step, loss in healing.losses])
+    report.add("block_losses", [{"step": step, "depth": d, "loss": v} for step, values in healing.block_losses for d, v in enumerate(values)])
+    if watch is not None:
+        looks = watch.finish(healing)
+        report.add("healing_drift", looks["healing_drift"])
+        for row in looks["healing_accuracy"]:
+            report.add("healing_accuracy", [row | {"images_seen": images_seen(row["step"], len(images), choice.batch_size)}])
+        apart["snapshots"] = watch.seconds
+    return healed
 
 
 def _measure(report: Report, reporter: Reporter, stage: str, dense: Network, network: Network, splits: data.Splits, images, device: str):
@@ -232,10 +258,4 @@ def _save(report: Report, reporter: Reporter, folder: Path, network: Network, re
 
 
 def _provenance(report: Report, recipe: Recipe, dense: Network, device: str) -> None:
-    facts = {
-        "recipe": recipe.fingerprint(), "model": dense.name, "weights": dense.origin, "weights_sha256": dense.weights_sha256,
-        "device": device, "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        **{f"hardware.{k}": v for k, v in hardware.fingerprint(device).items()}, **{f"version.{k}": v for k, v in hardware.versions().items()},
-        "seed.images": recipe.images.seed, "seed.start": recipe.start.seed, "seed.pruning": recipe.pruning.seed, "seed.healing": recipe.healing.seed,
-    }  # fmt: skip
-    report.add("provenance", [{"name": name, "value": str(value)} for name, value in facts.items()])
+    report.add("provenance", [{"name": name, "value": str(value)} for name, value in facts(recipe, dense, device).items()])

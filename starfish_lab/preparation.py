@@ -68,7 +68,7 @@ def prepare(
     found = permutation.find(student, choice, calibration, device=device, reporter=reporter)
     student, reference = (permutation.permuted(network, found.orders) for network in (student, dense))
     result = make_masks(student, choice, dense=reference, calibration=calibration, labels=labels, device=device, reporter=reporter)
-    student = pruned(student, result.masks, result.weights)
+    student = pruned(student, result.masks, result.weights, result.biases)
     if recipe.start.method != "dense":
         result = _with_every_zero(student, result)
     return Prepared(

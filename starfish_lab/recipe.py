@@ -10,18 +10,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import types
-import typing
 from dataclasses import dataclass, field
 
+from starfish_lab.checks import at_least, one_of
 from starfish_lab.errors import RecipeError
+from starfish_lab.healing.choice import AUGMENTATIONS, OPTIMISERS, PRECISIONS, SCHEDULES, TRAINS, HealingChoice
+from starfish_lab.plain_data import build
+
+__all__ = [
+    "AUGMENTATIONS", "OPTIMISERS", "PRECISIONS", "SCHEDULES", "SOURCES", "TRAINS", "WEIGHTS", "HealingChoice", "ImagesChoice", "MeasureChoice",
+    "ModelChoice", "PruningChoice", "Recipe", "StartChoice", "TokensChoice", "edit",
+]  # fmt: skip
 
 VERSION = 1
 
 WEIGHTS = ("bundled", "pretrained", "file", "random")
 SOURCES = ("starter", "folder", "csv", "imagenet", "imagenette")
-OPTIMISERS = ("adam", "adamw", "sgd")
-AUGMENTATIONS = ("none", "flip", "crop", "timm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,7 @@ class ModelChoice:
     seed: int = 0  # of random weights
 
     def validate(self) -> None:
-        _one_of("model.weights", self.weights, WEIGHTS)
+        one_of("model.weights", self.weights, WEIGHTS)
         if (self.name == "starter") != (self.weights == "bundled"):
             raise RecipeError(
                 f"Model '{self.name}' with weights '{self.weights}': bundled weights exist for 'starter' alone, "
@@ -78,14 +82,14 @@ class ImagesChoice:
     seed: int = 0
 
     def validate(self) -> None:
-        _one_of("images.source", self.source, SOURCES)
-        _one_of("images.order", self.order, ("seeded", "first"))
-        _at_least("images.calibration", self.calibration, 1)
-        _at_least("images.drift", self.drift, 4)  # debiased CKA divides by n (n - 3)
+        one_of("images.source", self.source, SOURCES)
+        one_of("images.order", self.order, ("seeded", "first"))
+        at_least("images.calibration", self.calibration, 1)
+        at_least("images.drift", self.drift, 4)  # debiased CKA divides by n (n - 3)
         if self.evaluation is not None:
-            _at_least("images.evaluation", self.evaluation, 1)
+            at_least("images.evaluation", self.evaluation, 1)
         if self.training is not None:
-            _at_least("images.training", self.training, 0)
+            at_least("images.training", self.training, 0)
         if self.source != "starter" and self.path is None:
             raise RecipeError(f"images.source '{self.source}' needs images.path: the folder or zip that holds the images.")
         if self.source == "csv" and self.csv is None:
@@ -123,8 +127,8 @@ class StartChoice:
                 "both must be above 0, the sparsity below 1 and no smaller than a step."
             )
         if self.steps is not None:
-            _at_least("start.steps", self.steps, 1)
-        _at_least("start.batch_size", self.batch_size, 1)
+            at_least("start.steps", self.steps, 1)
+        at_least("start.batch_size", self.batch_size, 1)
 
     def grid(self) -> list[float]:
         """The sparsity after each cycle.
@@ -150,7 +154,7 @@ class TokensChoice:
 
     def validate(self) -> None:
         for count in self.r:
-            _at_least("tokens.r", count, 0)
+            at_least("tokens.r", count, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +196,7 @@ class PruningChoice:
         BUDGETS.check(self.budget)
         PATTERNS.check(self.pattern)
         PERMUTATIONS.check(self.permutation)
-        _one_of("pruning.indivisible", self.indivisible, ("dense", "refuse"))
+        one_of("pruning.indivisible", self.indivisible, ("dense", "refuse"))
         if not 0 < self.sparsity < 1:
             raise RecipeError(
                 f"pruning.sparsity is {self.sparsity:g}: 0 removes nothing and 1 removes everything. Choose a fraction between them, such as 0.5."
@@ -202,83 +206,28 @@ class PruningChoice:
                 f"The pattern {self.keep}:{self.group} keeps {self.keep} of every {self.group} weights: keep at least 1, fewer than the group."
             )
         for unit in self.units:
-            _one_of("pruning.units", unit, ("mlp", "qk"))
+            one_of("pruning.units", unit, ("mlp", "qk"))
         if self.pattern == "structured" and not self.units:
             raise RecipeError("pruning.units is empty: a structured pattern removes 'mlp' units, 'qk' dimensions or both.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HealingChoice:
-    """How the pruned network is healed, `steps` optimiser steps long; None means `epochs` over the images.
-
-    Defaults are STARFISH's (arXiv 2606.01126, authors' released defaults). `options` go to the method. The learning rate
-    rises over `warmup` steps, then falls on a cosine to `final_learning_rate`. `trains` is 'weights' (surviving entries of
-    the pruned layers) or 'all' (every parameter; the zeros stay). `images` is 'calibration', or 'training'
-    (`images.training` of the recipe), shuffled in every epoch. `augmentation` is 'none', 'flip', 'crop' (random resized
-    crop and flip) or 'timm' (those, RandAugment m9, colour jitter, random erasing 0.25). `precision` is 'float32' or 'bf16'
-    (autocast, weights in float32). `gradient_clip` 0 clips nothing.
-    """
-
-    method: str = "starfish"
-    steps: int | None = None
-    epochs: int = 10
-    batch_size: int = 32
-    learning_rate: float = 6e-4
-    final_learning_rate: float = 1e-6
-    warmup: int = 0
-    optimiser: str = "adam"
-    weight_decay: float = 0.0
-    gradient_clip: float = 0.0
-    trains: str = "weights"
-    images: str = "calibration"
-    augmentation: str = "none"
-    precision: str = "float32"
-    options: dict[str, object] = field(default_factory=dict)
-    seed: int = 0
-
-    def validate(self) -> None:
-        from starfish_lab.healing import METHODS
-
-        METHODS.check(self.method)
-        if self.steps is not None:
-            _at_least("healing.steps", self.steps, 1)
-        _at_least("healing.epochs", self.epochs, 1)
-        _at_least("healing.batch_size", self.batch_size, 1)
-        _at_least("healing.warmup", self.warmup, 0)
-        _one_of("healing.optimiser", self.optimiser, OPTIMISERS)
-        _one_of("healing.trains", self.trains, ("weights", "all"))
-        _one_of("healing.images", self.images, ("calibration", "training"))
-        _one_of("healing.augmentation", self.augmentation, AUGMENTATIONS)
-        _one_of("healing.precision", self.precision, ("float32", "bf16"))
-        for name in ("weight_decay", "gradient_clip"):
-            if not getattr(self, name) >= 0:
-                raise RecipeError(f"healing.{name} is {getattr(self, name):g}: give a number of at least 0.")
-        if not 0 <= self.final_learning_rate <= self.learning_rate or self.learning_rate == 0:
-            raise RecipeError(
-                f"healing.learning_rate {self.learning_rate:g} falls to healing.final_learning_rate {self.final_learning_rate:g}: "
-                "the first must be above 0, the second at least 0 and no larger than the first."
-            )
-
-    def total_steps(self, images: int) -> int:
-        """Optimiser steps on `images` images."""
-        return self.steps if self.steps is not None else self.epochs * -(-images // self.batch_size)
-
-
-@dataclass(frozen=True, kw_only=True)
 class MeasureChoice:
-    """What is measured besides accuracy and drift, and how long for."""
+    """What is measured besides accuracy and drift, and how long for; `snapshots` are looks at the network while it heals, 0 for none."""
 
     latency: bool = True
     batch_sizes: tuple[int, ...] = (1, 8)
     seconds: float = 2.0  # at least, of timed iterations for each network and batch size
     spectra: bool = True
     certificates: bool = True
+    snapshots: int = 6
 
     def validate(self) -> None:
+        at_least("measure.snapshots", self.snapshots, 0)
         if not self.batch_sizes:
             raise RecipeError("measure.batch_sizes is empty: name at least one batch size, such as 1.")
         for size in self.batch_sizes:
-            _at_least("measure.batch_sizes", size, 1)
+            at_least("measure.batch_sizes", size, 1)
         if self.seconds <= 0:
             raise RecipeError(f"measure.seconds is {self.seconds:g}: give a time above 0.")
 
@@ -312,7 +261,7 @@ class Recipe:
         """A recipe from parsed JSON. Raises RecipeError naming the first field that is wrong."""
         if not isinstance(data, dict) or data.get("starfish_lab_recipe") != VERSION:
             raise RecipeError(f'This is no recipe: expected a JSON object with "starfish_lab_recipe": {VERSION}.')
-        return _build(cls, {k: v for k, v in data.items() if k != "starfish_lab_recipe"}, "")
+        return build(cls, {k: v for k, v in data.items() if k != "starfish_lab_recipe"}, "")
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
@@ -326,44 +275,6 @@ class Recipe:
         """12 hex digits that change with anything that can change the result; the name does not count."""
         content = {k: v for k, v in self.to_dict().items() if k != "name"}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _one_of(what: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise RecipeError(f"{what} is {value!r}. Choose one of: {', '.join(allowed)}.")
-
-
-def _at_least(what: str, value: int, least: int) -> None:
-    if value < least:
-        raise RecipeError(f"{what} is {value}: give a whole number of at least {least}.")
-
-
-def _build(cls: type, data: object, where: str):
-    """A dataclass from a dict: unknown keys and wrong types are named, missing keys keep their defaults."""
-    if not isinstance(data, dict):
-        raise RecipeError(f"{where.rstrip('.')} must be an object of fields, not {data!r}.")
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(data) - set(hints))
-    if unknown:
-        raise RecipeError(f"{where}{unknown[0]} is not a field of a recipe. Known here: {', '.join(hints)}.")
-    return cls(**{key: _convert(hints[key], value, where + key) for key, value in data.items()})
-
-
-def _convert(hint: object, value: object, where: str):
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where + ".")
-    if isinstance(hint, types.UnionType):  # only 'X | None' occurs
-        return None if value is None else _convert(typing.get_args(hint)[0], value, where)
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple):
-            raise RecipeError(f"{where} must be a list, not {value!r}.")
-        return tuple(_convert(typing.get_args(hint)[0], item, where) for item in value)
-    wanted = typing.get_origin(hint) or hint
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise RecipeError(f"{where} must be of type {wanted.__name__}, not {value!r}.")
-    return value
 
 
 def edit(recipe: Recipe, changes: list[str]) -> Recipe:

@@ -11,6 +11,7 @@ totals        a stage                           stage, parameters_m, nonzero_par
 drift         a block, a stage, some tokens     stage, block, depth, tokens, cosine_distance, relative_l2, cka
 losses        a healing step                    step, loss
 block_losses  a block at a recorded step        step, depth, loss
+healing_drift a block at a step looked at       the columns of healing.watching, as has healing_accuracy, and images_seen
 spectra       a weight matrix at a stage        stage, and the columns of spectra.layers.spectra_table
 latency       a stage at a batch size           stage, and the columns of measure.latency.measure
 seconds       a stage of the run                stage, seconds
@@ -22,6 +23,7 @@ ledger        a layer that multiplies           layer, and the columns of ledger
 certificates  a certificate at a stage          the columns of measure.certificates, as have
               an image, a layer                 certificate_images and certificate_layers
 merges        a patch of a picture at a block   the columns of tokens_view, as have pictures
+healers       a healing of a bake-off           the columns of bakeoff.run, as have healer_blocks, healer_curves, tuning, paired and knee
 provenance    a fact                            name, value
 notes         something worth knowing           note
 """
@@ -36,9 +38,10 @@ import numpy as np
 import pandas as pd
 
 TABLES = (
-    "accuracy", "comparisons", "layers", "totals", "drift", "losses", "block_losses",
+    "accuracy", "comparisons", "layers", "totals", "drift", "losses", "block_losses", "healing_drift", "healing_accuracy",
     "spectra", "latency", "seconds", "provenance", "notes",
     "cycles", "solver", "permutation", "ledger", "certificates", "certificate_images", "certificate_layers", "merges", "pictures",
+    "healers", "healer_blocks", "healer_curves", "tuning", "paired", "knee",
 )  # fmt: skip
 
 

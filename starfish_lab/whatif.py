@@ -279,12 +279,12 @@ def _structured(profile: Profile, layers: pd.DataFrame, choice: PruningChoice, s
     inputs = dict(zip(layers["layer"], layers["in_features"].tolist()))
     beside, dims = 0, {}
     for group in plan.groups:
-        gone = rules.units_removed(group.units, choice.sparsity)
+        gone = rules.units_going(choice, "mlp", group.units)
         outputs[group.producer] -= gone
         inputs[group.consumer] -= gone
         beside += gone * group.beside
     for attention in plan.attentions:
-        gone = rules.units_removed(attention.head_dim, choice.sparsity)
+        gone = rules.units_going(choice, "qk", attention.head_dim)
         outputs[attention.qkv] -= 2 * attention.heads * gone
         beside += attention.heads * gone * attention.beside
         dims[attention.name] = gone

@@ -20,11 +20,12 @@ from unittest import mock
 import torch
 
 from starfish_lab import settings
+from starfish_lab.calibration import activations
 from starfish_lab.data import ImageSet, open_images
 from starfish_lab.measure import accuracy, hardware
 from starfish_lab.models.loading import load
 from starfish_lab.models.network import Network
-from starfish_lab.pruning import activations, permutation, prune
+from starfish_lab.pruning import permutation, prune
 from starfish_lab.recipe import ImagesChoice, ModelChoice, PruningChoice
 
 KIT = (settings.ROOT / Path(settings.KIT()).expanduser()).resolve()
@@ -148,12 +149,12 @@ def vit() -> Network:
     return load(ModelChoice(name="deit_tiny_patch16_224", weights="file", path=str(weights), preprocessing=preprocessing))
 
 
-def splits(network: Network, *, seed: int = 0, evaluation: int = 1):
+def splits(network: Network, *, seed: int = 0, evaluation: int = 1, calibration: int = 256):
     folder = KIT / "tiny_imagenet"
     choice = ImagesChoice(
         source="csv", path=str(folder / "val_first_5000.zip"), csv=str(folder / "val_labels.csv"), label_column="wnid",
         calibration_path=str(folder / "train_50_per_class.zip"), calibration_csv=str(folder / "train_labels.csv"),
-        calibration=256, drift=4, evaluation=evaluation, order="first", seed=seed,
+        calibration=calibration, drift=4, evaluation=evaluation, order="first", seed=seed,
     )  # fmt: skip
     return open_images(choice, network)
 

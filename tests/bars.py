@@ -263,7 +263,21 @@ def permutation(only: str = "") -> None:
             print((100 * table[["none", "deal", "snake", "search"]]).round(2).to_string(), flush=True)
 
 
-_ALL = (starter, spectra, step, structured, tokens, pages, certificates, ledger, masks, cast, permutation)
+def structured_healing(**options: str) -> None:
+    """Units removed, healed while masked, then sliced: accuracy and speed on the starter and the kit's ViT; only=starter seeds=0,1 steps=50 …"""
+    import bar_structured
+
+    bar_structured.main(**options)
+
+
+def healing(**options: str) -> None:
+    """Every healer under one protocol on the starter and the kit's networks; network=vit sparsities=.75 … see bar_healing."""
+    import bar_healing
+
+    bar_healing.main(**options)
+
+
+_ALL = (starter, spectra, step, structured, tokens, pages, certificates, ledger, masks, cast, permutation, structured_healing, healing)
 BARS: dict[str, Callable[..., None]] = {f.__name__: f for f in _ALL}
 
 if __name__ == "__main__":

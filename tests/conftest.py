@@ -111,6 +111,25 @@ def tiny_hiera():
     return wrap(module, name="tiny_hiera", num_classes=10, preprocessing=Preprocessing(input_size=(3, 64, 64)))
 
 
+@pytest.fixture
+def pictures(tmp_path):
+    """Eleven pictures of different sizes in a folder, as an ImageSet for 32 × 32 networks."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from starfish_lab.data.images import ImageSet, Stored
+    from starfish_lab.models.network import Preprocessing
+
+    items = []
+    for i in range(11):
+        path = tmp_path / "pictures" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (36 + i, 50 - i, 3), dtype=np.uint8)).save(path)
+        items.append(Stored(path.name, path))
+    return ImageSet.lazy(items, torch.arange(11) % 10, Preprocessing(input_size=(3, 32, 32)))
+
+
 def chromium() -> str | None:
     """Path of a Chromium that Playwright can drive, or None."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

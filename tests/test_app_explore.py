@@ -306,7 +306,9 @@ def words(at: AppTest) -> str:
             "pattern=n_m&score=cast&alpha=0.5&prior=mean_energy&restore=0&sequential=1&order=search&importance=energy&gather=0",
             Recipe(
                 pruning=PruningChoice(
-                    pattern="n_m", score="cast", permutation="search",
+                    pattern="n_m",
+                    score="cast",
+                    permutation="search",
                     score_options={"alpha": 0.5, "prior": "mean_energy", "free_restoration": False, "sequential": True},
                     permutation_options={"importance": "energy", "gather": False},
                 )
@@ -356,12 +358,12 @@ def test_the_choices_defaults_are_those_of_solvers_and_permutations():
 
 
 def test_every_published_row_keeps_its_options_through_the_choice():
-    from app import choice, results
+    from app import choice, merging
     from starfish_lab import presets
 
     for key in presets.presets()["key"]:
         known = presets.recipe_of(key)
-        assert results.merged(known, choice.recipe(choice.Choice(**choice.values(known)))).pruning == known.pruning, key
+        assert merging.merged(known, choice.recipe(choice.Choice(**choice.values(known)))).pruning == known.pruning, key
 
 
 def test_layers_that_no_pattern_looks_at_are_named_with_their_reason():

@@ -11,7 +11,7 @@ import pytest
 import synthetic
 from synthetic import button, charts, labels, open_page, said, traces, unharmed
 
-from app import choice, results
+from app import choice, merging, results
 from starfish_lab import presets
 from starfish_lab.recipe import HealingChoice, ImagesChoice, PruningChoice, Recipe, StartChoice, TokensChoice
 from starfish_lab.report import Report
@@ -273,7 +273,7 @@ def test_every_preset_survives_the_pages():
     for key in keys:
         recipe = presets.recipe_of(key)
         chosen = choice.recipe(choice.consistent(choice.Choice(**choice.values(recipe))))
-        assert results.merged(recipe, replace(chosen, name=recipe.name, healing=recipe.healing)) == recipe, key
+        assert merging.merged(recipe, replace(chosen, name=recipe.name, healing=recipe.healing)) == recipe, key
 
 
 def test_a_published_row_opens_in_the_form_and_its_link_survives_a_reload(store):

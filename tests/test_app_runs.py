@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import sqlalchemy as sa
 import synthetic
 from synthetic import button, charts, labels, open_page, said, unharmed
 
+from starfish_lab.bakeoff.plan import BakeOff
+from starfish_lab.report import Report
 from starfish_lab.store import Store
 from starfish_lab.store.schema import RUNS
 
@@ -41,6 +45,20 @@ def test_each_run_is_a_row_with_its_figures(store):
     assert row["Healed (%)"] == pytest.approx(97.037, abs=1e-3) and row["Sparsity (%)"] == 90 and row["Of all (%)"] == 85
     assert list(row["Accuracy"]) == pytest.approx([99.1, 30.0, 97.0]) and row["Seconds"] == pytest.approx(128)
     assert table.loc[2, "Status"] == "failed" and table.loc[3, "Status"] == "timed" and table.loc[4, "Status"] == "heal 30/200"
+
+
+def test_a_healer_has_its_whole_name_and_a_bake_off_opens_on_its_page(store):
+    known = synthetic.recipe()
+    store.submit(replace(known, healing=replace(known.healing, repair="least_squares")))
+    baked = store.submit(BakeOff(healers=("starfish", "none"), sparsities=(0.5, 0.75)), "bakeoff")
+    store.finish(baked, Report())
+    table = _table(open_page("runs")).set_index("Run")
+    assert table.loc[1, "Method"] == "least squares + starfish" and table.loc[baked, "Method"] == "2 healers"
+    assert table.loc[baked, "Status"] == "baked" and table.loc[baked, "Sparsity (%)"] == 75
+    app = open_page("runs", runs=baked)
+    assert "Clone" not in labels(app) and button(app, "Compare").disabled
+    button(app, "Open").click().run()
+    assert unharmed(app) and f"Bake-off {baked}" in said(app) and app.query_params["axis"] == "sparsity"
 
 
 @pytest.mark.parametrize(

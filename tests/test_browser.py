@@ -20,7 +20,7 @@ from conftest import ROOT, chromium
 
 from starfish_lab import settings
 
-PAGES = {"explore": "", **{page: page for page in ("spectra", "tokens", "prune_and_heal", "runs", "compare", "latency", "paper")}}
+PAGES = {"explore": "", **{page: page for page in ("spectra", "tokens", "prune_and_heal", "bake_off", "runs", "compare", "latency", "paper")}}
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,13 @@ def test_the_main_job(address, browser, page, tmp_path, screenshots):
     page.goto(f"{url}/tokens?merge=1")
     page.get_by_role("button", name="Merge tokens").click()
     page.locator(".js-plotly-plot").first.wait_for(timeout=60_000)
+    _no_error(page)
+
+    # two healers side by side
+    page.goto(f"{url}/bake_off?steps=10&healers_all=none,starfish")
+    page.get_by_role("button", name="Heal with all").click()
+    page.get_by_text("done", exact=True).first.wait_for(timeout=180_000)
+    page.locator(".js-plotly-plot").first.wait_for()
     _no_error(page)
 
     # every page, wide and narrow, light and dark

@@ -40,7 +40,7 @@ def test_report_holds_every_stage(tmp_path):
     report = experiment.run(recipe, reporter=recorder, folder=tmp_path, device="cpu")
     assert [row["stage"] for row in report.tables["accuracy"]] == ["dense", "pruned", "healed"]
     assert {(r["first"], r["second"]) for r in report.tables["comparisons"]} == {("dense", "pruned"), ("dense", "healed"), ("pruned", "healed")}
-    assert recorder.stages == [row["stage"] for row in report.tables["seconds"]]
+    assert [*recorder.stages[:4], "snapshots", *recorder.stages[4:]] == [row["stage"] for row in report.tables["seconds"]]
     assert set(report.frame("drift")["stage"]) == {"pruned", "healed"}
     assert set(report.frame("spectra")["stage"]) == {"dense", "pruned", "healed"}
     assert set(report.frame("latency")["execution"]) == {"dense", "masked"}

@@ -140,7 +140,7 @@ def test_contract(network, method, tmp_path):
 def test_every_method_lowers_its_loss(tiny_vit, method):
     images = images_for(tiny_vit, 8)
     _, result = run(tiny_vit, method, images=images, choice=choose(method, steps=30, batch_size=8, learning_rate=3e-3))
-    assert result.losses[-1][1] < 0.8 * result.losses[0][1]
+    assert result.losses[-1][1] < 0.85 * result.losses[0][1]  # the soft answers of pseudo labels have an entropy that stays
 
 
 def test_a_finished_checkpoint_needs_no_further_step(tiny_vit, tmp_path):

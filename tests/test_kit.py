@@ -73,6 +73,8 @@ def resnet(layers: int) -> Network:
     module = ResNet(BasicBlock, [layers] * 3, num_classes=10, channels=(16, 32, 64), stem_type="deep", stem_width=8)
     module.conv1, module.maxpool, module.layer4 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.Identity(), nn.Identity()
     module.load_state_dict(state_dict_from(KIT / "resnet_cifar10" / f"resnet{6 * layers + 2}_cifar10_timm.safetensors"))
+    for stage in (module.layer2, module.layer3):  # identities in form of batch norms, whose statistics must not follow batches
+        stage[0].downsample[1] = nn.Identity()
     preprocessing = Preprocessing(input_size=(3, 32, 32), interpolation="bilinear", crop_pct=1.0)
     return wrap(module.eval(), name=f"resnet{6 * layers + 2}_cifar10", num_classes=10, preprocessing=preprocessing)
 

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from starfish_lab import export, profile, tokens
+from starfish_lab.calibration.activations import input_magnitudes, input_norms, second_moments
 from starfish_lab.errors import LabError, RecipeError, WeightsError
 from starfish_lab.execution import slicing
 from starfish_lab.measure.macs import effective_macs, layer_macs
@@ -23,7 +24,6 @@ from starfish_lab.models.gather import GatheredConv2d, GatheredLinear, gather, g
 from starfish_lab.models.loading import bundled, wrap
 from starfish_lab.models.network import Network, Preprocessing, prunable
 from starfish_lab.pruning import PERMUTATIONS, permutations
-from starfish_lab.pruning.activations import input_magnitudes, input_norms, second_moments
 from starfish_lab.pruning.patterns.n_m import largest_of_group
 from starfish_lab.pruning.permutation import IMPORTANCES, PermutationResult, find, folds_of, importance_of, permuted
 from starfish_lab.pruning.prune import make_masks, pruned

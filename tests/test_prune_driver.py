@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from starfish_lab import data, tokens
+from starfish_lab.calibration.activations import second_moments
 from starfish_lab.errors import LabError, RecipeError
 from starfish_lab.models.loading import load
 from starfish_lab.models.network import Network, prunable
 from starfish_lab.progress import Reporter
 from starfish_lab.pruning import SCORES, SOLVERS, permutation, rules
-from starfish_lab.pruning.activations import second_moments
 from starfish_lab.pruning.masks import sparsity
 from starfish_lab.pruning.prune import make_masks, pruned
 from starfish_lab.pruning.scores import taylor
@@ -106,6 +106,8 @@ CHOICES = {
     "sparsegpt uniform": PruningChoice(score="sparsegpt", sparsity=0.437),
     "sparsegpt global": PruningChoice(score="sparsegpt", budget="global", sparsity=0.437),
     "sparsegpt mp_edge": PruningChoice(score="sparsegpt", budget="mp_edge", sparsity=0.437, score_options={"update": False}),
+    "aligned 2:4": PruningChoice(score="aligned", pattern="n_m"),
+    "aligned uniform": PruningChoice(score="aligned", sparsity=0.437),
 }
 
 

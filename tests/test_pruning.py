@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from starfish_lab.calibration.activations import input_norms
 from starfish_lab.errors import LabError, RecipeError
 from starfish_lab.models.network import Network, prunable
 from starfish_lab.pruning import BUDGETS, PATTERNS, SCORES, rules
-from starfish_lab.pruning.activations import input_norms
 from starfish_lab.pruning.masks import sparsity
 from starfish_lab.pruning.prune import make_masks, pruned
 from starfish_lab.recipe import PruningChoice

@@ -65,6 +65,16 @@ def test_fingerprint_ignores_the_name_only():
         ({"healing": {"optimiser": "lion"}}, "healing.optimiser is 'lion'"),
         ({"healing": {"augmentation": "mixup"}}, "healing.augmentation is 'mixup'"),
         ({"healing": {"weight_decay": -1.0}}, "healing.weight_decay is -1"),
+        ({"healing": {"repair": "glue"}}, "There is no repair 'glue'"),
+        ({"healing": {"schedule": "steps"}}, "healing.schedule is 'steps'"),
+        ({"healing": {"average": 1}}, "healing.average is 1"),
+        ({"healing": {"trains": "norms"}}, "healing.trains is 'norms'"),
+        ({"healing": {"order": "sorted"}}, "healing.order is 'sorted'"),
+        ({"healing": {"teacher": "quarter"}}, "healing.teacher is 'quarter'"),
+        ({"healing": {"precision": "fp8"}}, "healing.precision is 'fp8'"),
+        ({"healing": {"compile": 1}}, "healing.compile must be of type bool"),
+        ({"healing": {"repair_options": []}}, "healing.repair_options must be of type dict"),
+        ({"measure": {"snapshots": -1}}, "measure.snapshots is -1"),
     ],
 )
 def test_bad_fields_are_named(change, says):

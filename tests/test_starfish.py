@@ -1,4 +1,4 @@
-"""STARFISH against oracles: the loss by hand, its invariances, its gradient, what it trains, and that it heals."""
+"""STARFISH against oracles: the loss by hand, its invariances, its gradient, what it trains, that it heals, and its ablations."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from bench_step import step_times
 from test_healing import half, lively
 from torch import nn
 
-from starfish_lab.errors import LabError
+from starfish_lab.errors import LabError, RecipeError
 from starfish_lab.healing.heal import heal
-from starfish_lab.healing.methods.starfish import cosine_distance, objective
+from starfish_lab.healing.methods.starfish import chosen_blocks, cosine_distance, objective, relative_error
 from starfish_lab.healing.session import Session
 from starfish_lab.models.network import Network, Preprocessing
 from starfish_lab.models.states import BlockStates
@@ -33,10 +33,17 @@ def images_for(network: Network, count: int) -> torch.Tensor:
     return torch.randn(count, *network.preprocessing.input_size, generator=torch.Generator().manual_seed(2))
 
 
-def loss_of(dense: Network, student: Network, images: torch.Tensor):
-    batches = Batches(images, batch_size=len(images))
-    session = Session(dense=dense, student=student, batches=batches, device=torch.device("cpu"), reporter=Reporter(), teacher_memory=1e9)
-    return objective(session)(batches(1))
+def session_of(dense: Network, student: Network, images: torch.Tensor, *, masks: dict | None = None, **known) -> Session:
+    """What a method or a repair sees of a run that shows all images in every step."""
+    return Session(
+        dense=dense, student=student, masks=masks or half(dense), batches=Batches(images, batch_size=len(images)), calibration=images,
+        device=torch.device("cpu"), reporter=Reporter(), teacher_memory=1e9, **known,
+    )  # fmt: skip
+
+
+def loss_of(dense: Network, student: Network, images: torch.Tensor, **options):
+    session = session_of(dense, student, images)
+    return objective(session, **options)(session.batches(1))
 
 
 def reference(dense: Network, student: Network, images: torch.Tensor) -> torch.Tensor:
@@ -94,6 +101,48 @@ def test_first_step_is_adam_s_on_the_masked_gradient(request, family):
         assert clear.float().mean() > 0.02 and torch.allclose((weight - start)[clear], -step, rtol=0, atol=1e-5), name
 
 
+def test_the_trajectory_begins_as_the_paper_describes(tiny_vit):
+    """Loss 0 unpruned; blind to lengths; the first gradient and Adam's first step as written out; what is frozen stays, bit for bit."""
+    network, images, masks = lively(tiny_vit), images_for(tiny_vit, 6), half(tiny_vit)
+    assert loss_of(network, network.copy(), images).total.abs() <= 1e-6
+
+    student = pruned(network, masks)
+    loss = loss_of(network, student, images).total
+    stretched = student.copy()
+    lengths = torch.rand(6, 17, 1) * 10 + 0.1
+    stretched.module.blocks[-1].register_forward_hook(lambda block, inputs, output: output * lengths)
+    assert loss_of(network, stretched, images).total.item() == pytest.approx(loss.item(), abs=1e-6)
+
+    loss.backward()
+    exact, twin = network.copy(), pruned(network, masks)
+    exact.module.double(), twin.module.double()
+    x = y = exact.module._pos_embed(exact.module.patch_embed(images.double())).detach()
+    cosines = []
+    for block, teacher in zip(twin.module.blocks, exact.module.blocks):
+        x, y = block(x), teacher(y).detach()
+        cosines.append((x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1)))
+    expected = 1 - torch.stack(cosines).mean()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    gradients = {name: twin.module.get_submodule(name).weight.grad for name in masks}
+    for name, wanted in gradients.items():
+        assert (student.module.get_submodule(name).weight.grad - wanted).abs().max() <= 1e-6 * max(1, wanted.abs().max()), name
+
+    student = network.copy()
+    before = {name: tensor.clone() for name, tensor in network.module.state_dict().items()}
+    heal(network, student, masks, images, HealingChoice(steps=1))
+    for name, tensor in student.module.state_dict().items():
+        layer = name.removesuffix(".weight")
+        if layer not in masks:
+            assert torch.equal(tensor, before[name]), name
+            continue
+        gradient = gradients[layer] * masks[layer]
+        step = 6e-4 * gradient / (gradient.abs() + 1e-8)  # Adam's first, bias-corrected: m̂ = g, v̂ = g²
+        clear = gradient.abs() > 1e-3 * gradient.abs().max()  # elsewhere the sign is rounding
+        assert torch.allclose(tensor[clear].double(), (before[name] * masks[layer] - step)[clear], rtol=0, atol=1e-6), name
+        assert not tensor[~masks[layer]].any(), name
+
+
 def test_loss_ignores_the_length_of_a_token():
     states, teacher = torch.randn(4, 7, 16), torch.randn(4, 7, 16)
     direction = nn.functional.normalize(teacher, dim=-1)
@@ -103,6 +152,85 @@ def test_loss_ignores_the_length_of_a_token():
     assert cosine_distance(states * lengths, direction) == pytest.approx(expected.item(), abs=1e-6)
     assert cosine_distance(-direction, direction) == pytest.approx(2, abs=1e-6)
     assert cosine_distance(torch.zeros(4, 7, 16), direction) == 1
+
+
+def test_relative_error_is_the_squared_error_in_units_of_the_teacher_s_length():
+    states, teacher = torch.randn(4, 7, 16), torch.randn(4, 7, 16)
+    length = teacher.norm(dim=-1, keepdim=True)
+    expected = sum((a - b).square().sum() / b.square().sum() for a, b in zip(states.reshape(-1, 16), teacher.reshape(-1, 16))) / 28
+    assert relative_error(states, teacher / length, length) == pytest.approx(expected.item(), rel=1e-5)
+    assert relative_error(teacher, teacher / length, length) <= 1e-12
+    assert relative_error(2 * teacher, teacher / length, length) == pytest.approx(1, rel=1e-5)  # lengths count
+
+
+def test_the_ablations_by_hand(tiny_vit):
+    network, images = lively(tiny_vit), images_for(tiny_vit, 5)
+    student = pruned(network, half(network))
+    with BlockStates(network.module, network.blocks) as wanted, BlockStates(student.module, network.blocks) as found, torch.no_grad():
+        network.module(images), student.module(images)
+    pairs = list(zip(found.values, wanted.values))
+    cosine = torch.stack([(1 - nn.functional.cosine_similarity(s, t, dim=-1)).mean(0) for s, t in pairs])  # (blocks, N)
+    relative = torch.stack([((s - t).norm(dim=-1) / t.norm(dim=-1)).square().mean(0) for s, t in pairs])
+    for options, expected in (
+        ({}, cosine.mean()),
+        ({"loss": "relative_l2"}, relative.mean()),
+        ({"loss": "both", "weight": 0.3}, (cosine + 0.3 * relative).mean()),
+        ({"blocks": "last"}, cosine[-1].mean()),
+        ({"blocks": 2, "loss": "relative_l2"}, relative[1].mean()),
+        ({"tokens": "class"}, cosine[:, 0].mean()),
+        ({"tokens": "class", "blocks": "last", "loss": "both"}, (cosine + relative)[-1, 0]),
+    ):
+        loss = loss_of(network, student, images, **options)
+        assert loss.total.item() == pytest.approx(expected.item(), rel=1e-4), options
+        assert (loss.blocks is None) == ("blocks" in options), options  # a part for each block, or none: never another block's
+
+
+def test_every_kth_block_ends_with_the_last():
+    blocks = tuple("abcdefg")
+    assert chosen_blocks(blocks, "all") == chosen_blocks(blocks, 1) == blocks
+    assert chosen_blocks(blocks, 2) == tuple("aceg") and chosen_blocks(blocks, 3) == tuple("adg") and chosen_blocks(blocks, 4) == tuple("cg")
+    assert chosen_blocks(blocks, "last") == chosen_blocks(blocks, 99) == ("g",)
+
+
+def test_images_are_compared_whole(tiny_resnet):
+    network, images = lively(tiny_resnet), images_for(tiny_resnet, 4)
+    student = pruned(network, half(network))
+    with BlockStates(network.module, network.blocks[-1:]) as wanted, BlockStates(student.module, network.blocks[-1:]) as found, torch.no_grad():
+        network.module(images), student.module(images)
+    s, t = found.values[0].flatten(1), wanted.values[0].flatten(1)
+    expected = ((s - t).norm(dim=1) / t.norm(dim=1)).square().mean()
+    assert loss_of(network, student, images, loss="relative_l2", blocks="last").total.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_teacher_keeps_no_more_than_the_loss_needs(tiny_vit):
+    images, notes = images_for(tiny_vit, 4), []
+    for options in ({}, {"blocks": "last"}, {"tokens": "class"}, {"loss": "relative_l2"}):
+        session = session_of(tiny_vit, tiny_vit.copy(), images)
+        session.reporter.note = notes.append
+        objective(session, **options)(session.batches(1))
+    values = [4 * 17 * 32 * 2, 4 * 17 * 32, 4 * 32 * 2, 4 * 17 * 33 * 2]  # directions of two blocks, of one, of one token, with lengths
+    assert [f"({4 * count / 1e6:.2g} MB)" in note for count, note in zip(values, notes)] == [True] * 4, notes
+
+
+def test_unknown_ablations_are_refused_in_a_sentence(tiny_vit, tiny_resnet):
+    for network, options, match in (
+        (tiny_vit, {"loss": "l1"}, "options.loss is 'l1'. Choose one of: cosine, relative_l2, both"),
+        (tiny_vit, {"weight": -1}, "options.weight is -1: give a number of at least 0"),
+        (tiny_vit, {"blocks": 0}, "options.blocks is 0: give 'all', 'last', or a whole number"),
+        (tiny_vit, {"blocks": "first"}, "options.blocks is 'first'"),
+        (tiny_vit, {"tokens": "patch"}, "options.tokens is 'patch'. Choose one of: all, class"),
+        (tiny_resnet, {"tokens": "class"}, "has no class token"),
+    ):
+        with pytest.raises(RecipeError, match=match):
+            loss_of(network, network.copy(), images_for(network, 2), **options)
+
+
+def test_under_bf16_the_loss_is_in_float32(tiny_vit):
+    images, student = images_for(tiny_vit, 4), pruned(tiny_vit, half(tiny_vit))
+    with torch.autocast("cpu", torch.bfloat16):
+        total = loss_of(tiny_vit, student, images, loss="both").total
+        same = loss_of(tiny_vit, tiny_vit.copy(), images).total
+    assert total.dtype == torch.float32 and same.abs() <= 1e-6  # in bf16 the cosine of equal states is off by 4e-3
 
 
 def test_one_step_lowers_the_loss(tiny_vit):

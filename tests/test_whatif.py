@@ -334,7 +334,7 @@ def test_solvers(profiled, name):
     agrees(network, profile, PruningChoice(score="sparsegpt", budget="global", sparsity=0.5), within=0.02)
 
 
-@pytest.mark.parametrize("score", ["taylor", "variance"])
+@pytest.mark.parametrize("score", ["corp", "taylor", "variance"])
 def test_scores_of_units_take_as_many(profiled, score):
     network, profile = profiled("tiny_vit")
     agrees(network, profile, PruningChoice(score=score, pattern="structured", sparsity=0.37))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from app import frame, profiles, published, results, state
+from app import agreement_view, frame, profiles, published, results, state
 from app.charts import compare as charts
 from app.charts import drift
 
@@ -174,3 +174,4 @@ else:
         against_cost(chosen)
         drift_over_depth(chosen)
         details(chosen)
+    agreement_view.section(list(chosen["id"]))

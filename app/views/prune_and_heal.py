@@ -49,6 +49,8 @@ def promised(run) -> None:
 run = shown_run()
 if run is None:
     form()
+elif run.kind == "bakeoff":
+    launch.open_bakeoff(run)
 elif run.active:
     promised(run)
     state.put("run", run.id)  # so that the link finds it again, and its end does not bring back the form

@@ -7,7 +7,7 @@ import time
 import pandas as pd
 import streamlit as st
 
-from app import frame, launch, profiles, state
+from app import bakeoff_rows, frame, launch, profiles, state
 from app.charts import runs as charts
 from starfish_lab.errors import StoreError
 
@@ -15,6 +15,7 @@ SHOWN = 200  # rows in the browser at once
 KNOWN = 1000  # newest runs that the filters look through
 STATUSES = ("queued", "running", "done", "failed", "cancelled")
 BARS = "Accuracy"
+DONE = {"latency": "timed", "bakeoff": "baked"}  # what 'done' is called where it leaves no healed network
 
 
 def listed(runs: pd.DataFrame) -> pd.DataFrame:
@@ -27,15 +28,15 @@ def listed(runs: pd.DataFrame) -> pd.DataFrame:
         "Sparsity (%)": 100 * runs["sparsity_prunable"].fillna(runs["sparsity"]),
         "Of all (%)": 100 * runs["sparsity_all"],
         **percent, BARS: bars,
-        "Model": runs["model"], "Pattern": runs["pattern"].replace("n_m", "n:m"), "Method": runs["method"].str.replace("_", " "),
+        "Model": runs["model"], "Pattern": runs["pattern"].replace("n_m", "n:m"), "Method": runs["method"].map(bakeoff_rows.label),
         "Seconds": seconds, "Submitted": pd.to_datetime(runs["created_at"], unit="s", utc=True), "From": runs["parent"], "Owner": runs["owner"],
     })  # fmt: skip
 
 
 def _status(row) -> str:
     if row.status == "running" and pd.notna(row.steps) and row.steps:
-        return f"{row.stage} {int(row.step)}/{int(row.steps)}"
-    return "timed" if row.kind == "latency" and row.status == "done" else row.status
+        return f"{row.stage} {int(row.step)}/{int(row.steps)}" if row.kind != "bakeoff" else f"baking {row.stage.partition(':')[0]}"
+    return DONE.get(row.kind, "done") if row.status == "done" else row.status
 
 
 def _number(help: str, *, width: int = 84, format: str = "%.1f"):
@@ -107,7 +108,8 @@ def actions(runs: pd.DataFrame) -> None:
     here = runs[runs["id"].isin(state.ids("runs"))]
     one = int(here["id"].iloc[0]) if len(here) == 1 else None
     active = [int(i) for i in here.loc[here["status"].isin(["queued", "running"]), "id"]]
-    done = [int(i) for i in here.loc[here["status"] == "done", "id"]]
+    done = [int(i) for i in here.loc[(here["status"] == "done") & (here["kind"] == "experiment"), "id"]]
+    recipes = int((here["kind"] != "bakeoff").sum())  # a bake-off is more than a recipe
     resting = [int(i) for i in here.loc[here["status"] != "running", "id"]]
     with frame.actions():
         st.caption(f"{len(here)} chosen" if len(here) else "Choose runs by the boxes on the left.", width="content")
@@ -120,9 +122,8 @@ def actions(runs: pd.DataFrame) -> None:
                 st.markdown(f"Delete {_runs(resting)} with all figures and networks? Nothing brings them back.")
                 if st.button("Delete for good", key="delete", type="primary"):
                     _delete(resting)
-        if one is not None and st.button(
-            "Clone", icon=":material/content_copy:", key="clone", help="Open its recipe in the form, to change and launch."
-        ):
+        hint = "Open its recipe in the form, to change and launch."
+        if recipes == 1 == len(here) and st.button("Clone", icon=":material/content_copy:", key="clone", help=hint):
             launch.clone(store.run(one))
         if one is not None and st.button("Open", icon=":material/open_in_new:", key="open"):
             state.put("run", one)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import streamlit as st
 
-from app import basis, frame, pictures, results, state
+from app import basis, frame, merging, pictures, state
 from app.charts import theme
 from app.charts import tokens as charts
 from starfish_lab import ledger, settings
@@ -89,7 +89,7 @@ def _recipe() -> Recipe | None:
     own, chosen = state.get("pictures", "source") == "own", state.choice()
     if own:
         chosen = replace(chosen, images="starter", images_path="", images_csv="")
-    known = results.merged(basis.base(), state.recipe(chosen))
+    known = merging.merged(basis.base(), state.recipe(chosen))
     if own:
         place = _own_picture()
         if place is None:

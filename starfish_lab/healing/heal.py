@@ -1,9 +1,9 @@
-"""Healing: train what a mask left of a network, so that the pruned network behaves as the dense one.
+"""Healing: repair and train what a mask left of a network, so that the pruned network behaves as the dense one.
 
-The loop is the same for every method (`training.loop`). With the defaults it is STARFISH's (arXiv 2606.01126, and the
-authors' released defaults): only surviving entries of the masked weights train; Adam with default betas, the rate falling
-on a cosine at every step, no warm-up, no weight decay; the same batches in the same order in every epoch; gradients and
-weights masked at every step; float32. A method gives the loss of a batch.
+A repair comes first (`repairs`), then training (`training.loop`, the same for every method). With the defaults it is
+STARFISH's (arXiv 2606.01126, and the authors' released defaults): no repair; only surviving entries of the masked weights
+train; Adam with default betas, the rate falling on a cosine at every step, no warm-up, no weight decay; the same batches in
+the same order in every epoch; gradients and weights masked at every step; float32. A method gives the loss of a batch.
 
 On a CPU equal seeds give bit-identical results, resumed or not, at an equal number of threads: how many
 threads share a sum decides its order, and so its last bit.
@@ -12,8 +12,10 @@ threads share a sum decides its order, and so its last bit.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,7 +24,8 @@ from torch import Tensor, nn
 from starfish_lab import settings
 from starfish_lab.data.images import ImageSet
 from starfish_lab.errors import ImagesError, LabError, RecipeError
-from starfish_lab.healing import METHODS
+from starfish_lab.healing import METHODS, REPAIRS
+from starfish_lab.healing.options import checked_options
 from starfish_lab.healing.session import Session
 from starfish_lab.models.network import Network
 from starfish_lab.progress import Reporter
@@ -30,13 +33,17 @@ from starfish_lab.pruning.masks import Masks, apply
 from starfish_lab.recipe import HealingChoice
 from starfish_lab.training.batches import Batches
 from starfish_lab.training.checkpoint import Checkpoint, fingerprint
+from starfish_lab.training.guards import explained, own_randomness
 from starfish_lab.training.loop import POINTS, TrainingChoice, TrainingResult, learning_rate, train
 
 __all__ = ["POINTS", "HealingResult", "heal", "learning_rate"]
 
-HealingResult = TrainingResult
 
-OF_THE_OPTIMISER = {"momentum": 0.9, "nesterov": False}  # options beside the method's own, for 'sgd'
+@dataclass
+class HealingResult(TrainingResult):
+    """What training found and cost, and what the repair before it cost."""
+
+    repair_seconds: float = 0.0
 
 
 def heal(
@@ -53,68 +60,122 @@ def heal(
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 5.0,
     teacher_memory_gb: float | None = None,
+    watch: Collection[int] = (),
+    observer: Callable[[int], None] | None = None,
 ) -> HealingResult:
     """Heal `student` in place. It starts from its own weights × masks.
 
     Parameters
     ----------
-    dense : the teacher, only read; its blocks have the same names as the student's
+    dense : the teacher, only read; its blocks have the same names as the student's, and its layers the same order of inputs
     masks : {layer name: bool tensor of the weight's shape}, True where a weight stays and trains
     images : calibration images, (n, C, H, W) float or an ImageSet; batches move to the device one at a time
-    choice : method, its options (for 'sgd' also momentum and nesterov), steps, batch size, rates, what trains, on which
-        images and how augmented, precision, seed (of order, augmentation and dropout)
+    choice : repair and method, their options (for 'sgd' also momentum and nesterov), steps, batch size, rates, what trains,
+        on which images and how augmented, precision, seed (of the repair, order, augmentation and dropout)
     labels : (n,) of the calibration images, only for methods that need them; None takes those of an ImageSet
     training : labelled images for `choice.images` 'training'; None takes the calibration images, shuffled in every epoch
-    checkpoint : file to continue from if it is of this very run, and to save to every `checkpoint_seconds`
+    checkpoint : file to continue from if it is of this very run, and to save to after the repair, every `checkpoint_seconds`
         and at the end. It stays; whoever owns the run removes it.
     teacher_memory_gb : memory for the teacher's targets; None takes the setting STARFISH_LAB_TEACHER_MEMORY_GB
+    watch, observer : after each of these steps the observer is called with the step while the student is as healing would
+        leave it then, in eval mode, without gradients; 0 is after the repair. Its time does not count. A resumed run repeats no call
 
-    Afterwards both networks are in eval mode on the devices they came from. Where `choice.trains` is 'weights', all but
-    masked weights and running statistics is bit-identical to before. After an exception the student is somewhere between.
+    Afterwards both networks are in eval mode on the devices they came from. Without a repair and where `choice.trains` is
+    'weights', all but masked weights and running statistics is bit-identical to before. After an exception the student is
+    somewhere between.
 
     Raises Cancelled at the next step when the reporter is asked to stop, ImagesError for images that do not fit,
     RecipeError for options, masks or labels that do not, and when the loss is no longer a number.
     """
     reporter = reporter or Reporter()
-    options, own = _options(choice)
+    options, repair_options, own = checked_options(choice)
     batches = _batches(dense, images, labels, training, choice)
     _check_networks(dense, student, masks)
     with _on(torch.device(device), dense.module, student.module) as device:
         memory = settings.number(settings.TEACHER_MEMORY_GB, float) if teacher_memory_gb is None else teacher_memory_gb
-        session = Session(dense=dense, student=student, batches=batches, device=device, reporter=reporter, teacher_memory=1e9 * memory)
-        apply(student.module, masks)
-        objective = METHODS.get(choice.method)(session, **options)
-        if objective is None:
-            return HealingResult()
-        key = "" if checkpoint is None else _key(dense, student, masks, batches, choice)
-        keeper = Checkpoint(checkpoint, key=key, seconds=checkpoint_seconds, reporter=reporter)
-        phase = TrainingChoice(
-            steps=choice.total_steps(batches.count), learning_rate=choice.learning_rate, final_learning_rate=choice.final_learning_rate,
-            warmup=choice.warmup, optimiser=choice.optimiser, weight_decay=choice.weight_decay, gradient_clip=choice.gradient_clip,
-            trains=choice.trains, precision=choice.precision, seed=choice.seed, **own,
+        session = Session(
+            dense=dense, student=student, masks=masks, batches=batches, calibration=images if isinstance(images, Tensor) else images.tensor(),
+            device=device, reporter=reporter, teacher_memory=1e9 * memory, teacher_half=choice.teacher == "half", precision=choice.precision,
+            seed=choice.seed,
         )  # fmt: skip
-        result = train(student, objective, batches, phase, moves=masks, device=device, reporter=reporter, keeper=keeper)
+        apply(student.module, masks)
+        key = "" if checkpoint is None else _key(dense, student, masks, session, choice)
+        keeper = Checkpoint(checkpoint, key=key, seconds=checkpoint_seconds, reporter=reporter)
+        fresh, repair_seconds = _repaired(session, choice, repair_options, keeper)
+        if fresh and observer is not None and 0 in watch:
+            with torch.no_grad():
+                observer(0)
+        result = HealingResult(repair_seconds=repair_seconds)
+        with _reparametrised(session, choice.method, options) as instead:
+            objective = METHODS.get(choice.method)(session, **options)
+            if objective is not None:
+                trained = train(
+                    student, objective, batches, _phase(choice, batches, own), moves=masks, device=device, reporter=reporter, keeper=keeper,
+                    instead=instead, watch=watch, observer=observer,
+                )  # fmt: skip
+                result = HealingResult(**vars(trained), repair_seconds=repair_seconds)
+        if instead is not None:
+            apply(student.module, masks)
     if batches.skipped:
         reporter.note(f"{len(batches.skipped)} images cannot be read and took no part in healing, the first {batches.skipped[0]}.")
     return result
 
 
-def _options(choice: HealingChoice) -> tuple[dict[str, object], dict[str, object]]:
-    """The options of the method, and those of the optimiser."""
-    known = METHODS.options(choice.method)
-    beside = OF_THE_OPTIMISER if choice.optimiser == "sgd" else {}
-    unknown = sorted(set(choice.options) - set(known) - set(beside))
-    if unknown:
-        raise RecipeError(
-            f"healing.options.{unknown[0]} is no option of '{choice.method}'. Its options: {', '.join([*known, *beside]) or 'none'}."
-        )
-    own = {name: value for name, value in choice.options.items() if name in beside}
-    momentum, nesterov = own.get("momentum", 0.9), own.get("nesterov", False)
-    if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum < 1:
-        raise RecipeError(f"healing.options.momentum is {momentum!r}: give a number from 0 to below 1, such as 0.9.")
-    if not isinstance(nesterov, bool) or (nesterov and momentum == 0):
-        raise RecipeError(f"healing.options.nesterov is {nesterov!r}: give true or false, and true only with a momentum above 0.")
-    return {name: value for name, value in choice.options.items() if name not in own}, own
+def _repaired(session: Session, choice: HealingChoice, options: dict[str, object], keeper: Checkpoint) -> tuple[bool, float]:
+    """Repair the student, or take it repaired from the checkpoint: (whether no checkpoint was there, seconds of the repair)."""
+    if choice.repair == "none":
+        return keeper.peek() is None, 0.0
+    module, reporter = session.student.module, session.reporter
+    places = module.state_dict()
+    saved = keeper.peek()
+    if saved is not None and not _fits(saved, places):
+        keeper.useless("no repaired network")
+        keeper.load()  # and no more of it: it is replaced below
+        saved = None
+    if saved is not None:
+        module.load_state_dict(saved["repaired"])
+        seconds = saved["repair_seconds"]
+    else:
+        began = time.monotonic()
+        with own_randomness(session.device), explained(f"the repair '{choice.repair}'"):
+            torch.manual_seed(choice.seed)
+            REPAIRS.get(choice.repair)(session, **options)
+        apply(module, session.masks)
+        module.eval().zero_grad(set_to_none=True)
+        seconds = time.monotonic() - began
+        reporter.note(f"The repair '{choice.repair}' took {seconds:.1f} s.")
+    keeper.beside = {"repaired": places, "repair_seconds": seconds}  # live tensors, which torch saves once even where they train too
+    if saved is None:
+        keeper.save({})
+    return saved is None, seconds
+
+
+def _fits(saved: dict, places: dict[str, Tensor]) -> bool:
+    """True where a checkpoint holds a repaired network of this very shape."""
+    repaired = saved.get("repaired")
+    if not isinstance(repaired, dict) or not isinstance(saved.get("repair_seconds"), float) or repaired.keys() != places.keys():
+        return False
+    return all(isinstance(repaired[name], Tensor) and repaired[name].shape == place.shape for name, place in places.items())
+
+
+@contextmanager
+def _reparametrised(session: Session, method: str, options: dict[str, object]) -> Iterator[dict[str, nn.Parameter] | None]:
+    """What trains in place of the masked weights, where the method says so (LoRA); merged into the student on the way out."""
+    reparametrise = getattr(METHODS.module(method), "reparametrise", None)
+    if reparametrise is None:
+        yield None
+        return
+    with own_randomness(session.device):
+        torch.manual_seed(session.seed)
+        context = reparametrise(session, **METHODS.options(method) | options)
+        with context as instead:
+            yield instead
+
+
+def _phase(choice: HealingChoice, batches: Batches, own: dict[str, object]) -> TrainingChoice:
+    """The numbers of the training: those of the choice that a phase has, and the optimiser's own options."""
+    known = {field.name for field in dataclasses.fields(TrainingChoice)} & {field.name for field in dataclasses.fields(choice)}
+    return TrainingChoice(**{name: getattr(choice, name) for name in known} | {"steps": choice.total_steps(batches.count)}, **own)
 
 
 def _batches(dense: Network, images: Tensor | ImageSet, labels: Tensor | None, training: ImageSet | None, choice: HealingChoice) -> Batches:
@@ -126,7 +187,7 @@ def _batches(dense: Network, images: Tensor | ImageSet, labels: Tensor | None, t
         raise ImagesError(f"There are no {kind} images. Healing needs at least one; the paper uses 5,000.")
     if isinstance(images, ImageSet):
         labels = images.labels if labels is None else labels
-        if choice.augmentation == "none" and kind == "calibration":
+        if choice.augmentation in ("none", "flip", "light") and kind == "calibration":
             images = images.tensor()  # decoded once, for all epochs
     expected = tuple(dense.preprocessing.input_size)
     if isinstance(images, Tensor) and (tuple(images.shape[1:]) != expected or not images.is_floating_point()):
@@ -143,14 +204,17 @@ def _batches(dense: Network, images: Tensor | ImageSet, labels: Tensor | None, t
     elif len(labels) != len(images):
         raise ImagesError(f"{len(labels)} labels for {len(images)} {kind} images. Give one for each image, in the same order.")
     return Batches(
-        images, labels, batch_size=choice.batch_size, shuffle=choice.images == "training", augmentation=choice.augmentation,
-        preprocessing=dense.preprocessing, seed=choice.seed,
+        images, labels, batch_size=choice.batch_size, shuffle=choice.images == "training" or choice.order == "shuffled",
+        augmentation=choice.augmentation, preprocessing=dense.preprocessing, seed=choice.seed,
     )  # fmt: skip
 
 
-def _key(dense: Network, student: Network, masks: Masks, batches: Batches, choice: HealingChoice) -> str:
+def _key(dense: Network, student: Network, masks: Masks, session: Session, choice: HealingChoice) -> str:
     """Fingerprint of everything that decides the result: choice, masks, both networks' weights, images, labels."""
-    return fingerprint(dataclasses.asdict(choice), masks, dense.module.state_dict(), student.module.state_dict(), batches.fingerprint())
+    images = [session.batches.fingerprint()]
+    if choice.repair != "none" and session.batches.prepared is not session.calibration:
+        images.append(Batches(session.calibration, batch_size=1).fingerprint())
+    return fingerprint(dataclasses.asdict(choice), masks, dense.module.state_dict(), student.module.state_dict(), *images)
 
 
 def _check_networks(dense: Network, student: Network, masks: Masks) -> None:

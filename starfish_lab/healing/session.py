@@ -1,30 +1,25 @@
-"""What a healing method sees of a run, and what it gives back for a batch."""
+"""What a healing method or a repair sees of a run, and what a method gives back for a batch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
+from starfish_lab.calibration.pair import Pair
 from starfish_lab.errors import ImagesError
-from starfish_lab.models.network import Network
-from starfish_lab.progress import Reporter
+from starfish_lab.pruning.masks import Masks
 from starfish_lab.training.batches import Batch, Batches
 from starfish_lab.training.loop import Loss
 
 __all__ = ["Batch", "Loss", "Session"]
 
 
-@dataclass(frozen=True)
-class Session:
-    """One healing run: both networks on `device`, and the batches of all steps."""
+@dataclass(frozen=True, kw_only=True)
+class Session(Pair):
+    """One healing run: the pair, the student in eval mode while a repair runs, and the images of all steps."""
 
-    dense: Network  # the teacher, in eval mode
-    student: Network  # masked
-    batches: Batches
-    device: torch.device
-    reporter: Reporter
-    teacher_memory: float  # bytes for what the teacher says of batches that come again
+    masks: Masks  # on the CPU
+    batches: Batches  # of the steps of training
+    teacher_half: bool = False  # the teacher's answers are kept in float16
 
     def check_labels(self) -> None:
         """Raise ImagesError unless all labels are class indices of the network's outputs."""

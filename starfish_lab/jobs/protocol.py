@@ -6,6 +6,7 @@ from typing import Protocol
 
 import pandas as pd
 
+from starfish_lab.bakeoff.plan import BakeOff
 from starfish_lab.recipe import Recipe
 from starfish_lab.store import Store
 
@@ -13,8 +14,8 @@ from starfish_lab.store import Store
 class Backend(Protocol):
     """Takes recipes, stops runs, and says who could do them."""
 
-    def submit(self, recipe: Recipe, kind: str = "experiment", *, parent: int | None = None, owner: str = "") -> int:
-        """Have a recipe run; returns the run's number at once."""
+    def submit(self, task: Recipe | BakeOff, kind: str = "experiment", *, parent: int | None = None, owner: str = "") -> int:
+        """Have a recipe, or for the kind 'bakeoff' a bake-off, run; returns the run's number at once."""
 
     def cancel(self, run_id: int) -> None:
         """Ask a run to stop."""
@@ -29,8 +30,8 @@ class LocalBackend:
     def __init__(self, store: Store):
         self.store = store
 
-    def submit(self, recipe: Recipe, kind: str = "experiment", *, parent: int | None = None, owner: str = "") -> int:
-        return self.store.submit(recipe, kind, parent=parent, owner=owner)
+    def submit(self, task: Recipe | BakeOff, kind: str = "experiment", *, parent: int | None = None, owner: str = "") -> int:
+        return self.store.submit(task, kind, parent=parent, owner=owner)
 
     def cancel(self, run_id: int) -> None:
         self.store.request_cancel(run_id)

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from starfish_lab import settings
+from starfish_lab.bakeoff.plan import BakeOff
 from starfish_lab.errors import Cancelled, LabError, StoreError
 from starfish_lab.jobs.reporter import StoreReporter
 from starfish_lab.progress import Reporter
@@ -59,7 +60,15 @@ def _merging(run: Run, *, store: Store, reporter: Reporter, folder: Path, device
     return tokens_view.compute(run.recipe, reporter=reporter, device=device)
 
 
-KINDS: dict[str, Callable[..., Report]] = {"experiment": _experiment, "latency": _latency, "profile": _profile, "merging": _merging}
+def _bakeoff(run: Run, *, store: Store, reporter: Reporter, folder: Path, device: str) -> Report:
+    from starfish_lab.bakeoff.run import run as bake
+
+    return bake(run.plan, reporter=reporter, folder=settings.home() / "bakeoff", device=device)  # one book for all: none repeats another's cells
+
+
+KINDS: dict[str, Callable[..., Report]] = {
+    "experiment": _experiment, "latency": _latency, "profile": _profile, "merging": _merging, "bakeoff": _bakeoff,
+}  # fmt: skip
 
 
 def work(store: Store, device: str, *, once: bool = False, stop: threading.Event | None = None) -> None:
@@ -85,13 +94,13 @@ def work(store: Store, device: str, *, once: bool = False, stop: threading.Event
                 stop.wait(POLL_SECONDS)
 
 
-def run_here(store: Store, recipe: Recipe, *, kind: str = "experiment", watch: Reporter | None = None) -> Run:
-    """Submit a recipe and do it in this process. Returns the run as it ended; Ctrl-C cancels it."""
+def run_here(store: Store, task: Recipe | BakeOff, *, kind: str = "experiment", watch: Reporter | None = None) -> Run:
+    """Submit a recipe or a bake-off and do it in this process. Returns the run as it ended; Ctrl-C cancels it."""
     _prepare()
-    device = _choose(recipe.device)
+    device = _choose(task.device)
     worker, stop = _worker_name(device), threading.Event()
     with _Heartbeat(store, worker, device, _title(device)) as heartbeat:
-        run = store.run(store.submit(recipe, kind, owner="command line", claimed_by=(worker, device)))
+        run = store.run(store.submit(task, kind, owner="command line", claimed_by=(worker, device)))
         try:
             _do(store, run, worker, device, heartbeat, stop, watch=watch)
         except KeyboardInterrupt:

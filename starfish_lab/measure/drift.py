@@ -28,10 +28,13 @@ from starfish_lab.models.states import BlockStates
 FEWEST_IMAGES = 4  # the debiased estimator divides by n (n − 3)
 
 
-def drift(dense: Network, student: Network, images: Tensor, *, device: str = "cpu", batch_size: int = 32) -> list[dict[str, object]]:
+def drift(
+    dense: Network, student: Network, images: Tensor, *, device: str = "cpu", batch_size: int = 32, known: list[list[Tensor]] | None = None
+) -> list[dict[str, object]]:
     """One row a block and group of tokens, in depth order: block, depth, tokens, cosine_distance, relative_l2, cka.
 
     images : (n, C, H, W), n ≥ 4. States live for one batch; what stays is one vector an image, block and group.
+    known : `states` of the dense network for these very images and batch size; None computes them.
     `cka` is None where it is undefined, e.g. for states that do not differ between images. Both networks are left as they were.
     """
     if len(images) < FEWEST_IMAGES:
@@ -43,13 +46,24 @@ def drift(dense: Network, student: Network, images: Tensor, *, device: str = "cp
         BlockStates(teacher, dense.blocks) as wanted,
         BlockStates(module, student.blocks) as found,
     ):
-        for batch in images.split(batch_size):
-            teacher(batch.to(device))
+        for i, batch in enumerate(images.split(batch_size)):
+            if known is None:
+                teacher(batch.to(device))
             module(batch.to(device))
-            for depth, (reference, state) in enumerate(zip(wanted.values, found.values, strict=True)):
-                for (tokens, a), (_, b) in zip(_groups(dense, reference), _groups(dense, state)):
+            for depth, (reference, state) in enumerate(zip(known[i] if known else wanted.values, found.values, strict=True)):
+                for (tokens, a), (_, b) in zip(_groups(dense, reference.to(state.device)), _groups(dense, state)):
                     sums.setdefault((depth, tokens), _Sums()).add(_exact(a), _exact(b), per_image=tokens == "image")
     return [{"block": dense.blocks[depth], "depth": depth, "tokens": tokens, **one.row()} for (depth, tokens), one in sums.items()]
+
+
+def states(network: Network, images: Tensor, *, device: str = "cpu", batch_size: int = 32) -> list[list[Tensor]]:
+    """The states of all blocks on the CPU, a list a batch: what `drift` takes as `known`, to compare many students with one dense network."""
+    with evaluating(network.module, device) as module, BlockStates(module, network.blocks) as found:
+        kept = []
+        for batch in images.split(batch_size):
+            module(batch.to(device))
+            kept.append([state.cpu() for state in found.values])
+    return kept
 
 
 def _exact(state: Tensor) -> Tensor:

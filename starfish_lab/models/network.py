@@ -52,6 +52,19 @@ class Fold:
 
 
 @dataclass(frozen=True)
+class Residual:
+    """A layer whose output is added to the residual stream.
+
+    `stream` names a module of the same block that runs earlier and meets that stream: the norm in front of the layer's branch.
+    `gain` is the layer scale that the output passes, '' for none.
+    """
+
+    layer: str
+    stream: str
+    gain: str = ""
+
+
+@dataclass(frozen=True)
 class AttentionLayer:
     """A timm Attention module: its name, and that of its fused qkv layer with (3 · heads · head_dim) rows."""
 
@@ -81,6 +94,8 @@ class Network:
     unit_groups: tuple[UnitGroup, ...] = ()
     attentions: tuple[AttentionLayer, ...] = ()
     foldable: tuple[Fold, ...] = ()
+    residuals: tuple[Residual, ...] = ()
+    token_gate: str = ""  # a module that all tokens pass, once, after their positions are added; it may let fewer through
     structured_refusal: str = ""  # why units cannot be removed, where they cannot
     preprocessing: Preprocessing = Preprocessing()
     num_classes: int = 0

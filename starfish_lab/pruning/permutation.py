@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import LongTensor, Tensor, nn
 
+from starfish_lab.calibration.activations import input_magnitudes, input_norms
 from starfish_lab.errors import LabError, RecipeError
 from starfish_lab.measure.macs import on_meta
 from starfish_lab.models.gather import can_gather, described, gather, gathered, is_permutation
 from starfish_lab.models.network import Fold, Network, prunable
 from starfish_lab.progress import Reporter
 from starfish_lab.pruning import PERMUTATIONS, permutations, rules
-from starfish_lab.pruning.activations import input_magnitudes, input_norms
 from starfish_lab.pruning.patterns.n_m import misfits
 from starfish_lab.recipe import PruningChoice
 

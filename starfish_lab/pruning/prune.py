@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from starfish_lab import settings
+from starfish_lab.calibration.activations import input_norms, second_moments
+from starfish_lab.calibration.pair import Pair
 from starfish_lab.errors import LabError, RecipeError
 from starfish_lab.models.network import Network, layer_kind, prunable
 from starfish_lab.progress import Reporter
 from starfish_lab.pruning import BUDGETS, PATTERNS, SCORES, SOLVERS, rules
 from starfish_lab.pruning import masks as masking
-from starfish_lab.pruning.activations import input_norms, second_moments
 from starfish_lab.pruning.gradients import weight_gradients
 from starfish_lab.pruning.patterns import MaskResult
 from starfish_lab.pruning.patterns.n_m import misfits
@@ -46,11 +49,13 @@ def make_masks(
     return PATTERNS.get(choice.pattern)(network, scores, choice, _counts(network, scores, choice, device), units)
 
 
-def pruned(network: Network, masks: masking.Masks, weights: dict[str, Tensor] | None = None) -> Network:
-    """A copy of the network with the removed weights zero, and the others at their new values where `weights` has any."""
+def pruned(network: Network, masks: masking.Masks, weights: dict[str, Tensor] | None = None, biases: dict[str, Tensor] | None = None) -> Network:
+    """A copy of the network with the removed weights zero, and the others, and biases, at their new values where there are any."""
     student = network.copy()
     for layer, values in (weights or {}).items():
         student.module.get_submodule(layer).weight.data.copy_(values)
+    for layer, values in (biases or {}).items():
+        student.module.get_submodule(layer).bias.data.copy_(values)
     masking.apply(student.module, masks)
     return student
 
@@ -117,15 +122,24 @@ def _solve(
             f"The solver '{choice.score}' looks at activations and needs calibration images. Give images, or choose the score 'magnitude'."
         )
     entry = SOLVERS.module(choice.score)
-    options = rules.DRIVER_OPTIONS | choice.score_options
-    driver = {name: options.pop(name) for name in rules.DRIVER_OPTIONS}
+    paired = entry.MOMENTS == "paired"
+    options = choice.score_options if paired else rules.DRIVER_OPTIONS | choice.score_options
     group = choice.group if entry.MOMENTS == "group" else None
     left = misfits(layers, choice) if choice.pattern == "n_m" else _ungrouped(layers, choice)
     magnitudes = {layer: module.weight.detach().cpu().float().abs().contiguous() for layer, module in layers.items() if layer not in left}
     for layer, magnitude in magnitudes.items():
         _check_finite(layer, magnitude)
     counts = _counts(network, magnitudes, choice, device) if choice.pattern == "unstructured" else {}
+    if paired:
+        both = (one.copy() for one in (dense, network))
+        dense, student = (replace(one, module=one.module.to(device).eval()) for one in both)
+        pair = Pair(
+            dense=dense, student=student, calibration=calibration, device=torch.device(device), reporter=reporter,
+            teacher_memory=1e9 * settings.number(settings.TEACHER_MEMORY_GB, float), seed=choice.seed,
+        )  # fmt: skip
+        return entry.solve(pair, list(magnitudes), choice=choice, counts=counts, left=left, **options)
 
+    driver = {name: options.pop(name) for name in rules.DRIVER_OPTIONS}
     found = MaskResult({layer: torch.ones(module.weight.shape, dtype=torch.bool) for layer, module in layers.items()}, left)
     student = network.copy() if driver["sequential"] else network
     for together in _together(network, list(magnitudes), driver["sequential"]):

@@ -65,7 +65,8 @@ def patterns_of(score: str) -> tuple[str, ...]:
 def score_options(score: str) -> dict[str, object]:
     """What `pruning.score_options` may say under a score or solver: {option: default}."""
     if score in SOLVERS.names():
-        return SOLVERS.options(score) | DRIVER_OPTIONS
+        paired = SOLVERS.constant(score, "MOMENTS") == "paired"  # it walks through the networks itself
+        return SOLVERS.options(score) | ({} if paired else DRIVER_OPTIONS)
     return {name: default for name, default in SCORES.options(score).items() if name not in _GIVEN}
 
 
@@ -170,9 +171,14 @@ def refuse_misfits(misfits: Mapping[str, str], layers: int, choice: PruningChoic
         raise RecipeError(f"The pattern {pattern} fits no prunable layer: {named}. Choose a group that divides the layers' inputs.")
 
 
-def units_removed(units: int, sparsity: float) -> int:
-    """Units that go from a group of `units`: the nearest whole number, but one at least stays."""
-    return min(round(sparsity * units), units - 1)
+def units_removed(units: int, sparsity: float, least: int = 1) -> int:
+    """Units that go from a group of `units`: the nearest whole number, but `least` stay, or an eighth of a group too small for that."""
+    return min(round(sparsity * units), units - max(1, min(least, units // 8)))
+
+
+def units_going(choice: PruningChoice, kind: str, units: int) -> int:
+    """Units that the pattern 'structured' takes from a layer ('mlp') or dimensions from a head ('qk'): some scores keep a number of them."""
+    return units_removed(units, choice.sparsity, SCORES.constant(choice.score, "LEAST", {}).get(kind, 1))
 
 
 @dataclass(frozen=True)

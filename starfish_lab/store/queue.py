@@ -17,13 +17,15 @@ from functools import cached_property
 import pandas as pd
 import sqlalchemy as sa
 
+from starfish_lab.bakeoff.plan import BakeOff
 from starfish_lab.errors import StoreError
+from starfish_lab.healing import healers
 from starfish_lab.pruning import STARTS
 from starfish_lab.recipe import Recipe
 from starfish_lab.report import Report
 from starfish_lab.store.schema import EVENTS, NOTES, RUNS, TABLES, WORKERS, Database
 
-KINDS = ("experiment", "profile", "latency", "merging")
+KINDS = ("experiment", "profile", "latency", "merging", "bakeoff")
 MAX_ATTEMPTS = 3
 FORGET_WORKERS_SECONDS = 86400.0
 
@@ -56,7 +58,18 @@ class Run:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return Recipe.from_json(self.recipe_json)
+        """What the run does; of a bake-off, what all its healers share."""
+        return self.plan.recipe if self.kind == "bakeoff" else Recipe.from_json(self.recipe_json)
+
+    @cached_property
+    def plan(self) -> BakeOff:
+        """The whole of a bake-off."""
+        return BakeOff.from_json(self.recipe_json)
+
+    @property
+    def task(self) -> Recipe | BakeOff:
+        """What was submitted, and can be again."""
+        return self.plan if self.kind == "bakeoff" else self.recipe
 
     @property
     def active(self) -> bool:
@@ -73,15 +86,20 @@ class Queue(Database):
     """Submitting, claiming and ending runs."""
 
     def submit(
-        self, recipe: Recipe, kind: str = "experiment", *, parent: int | None = None, owner: str = "", claimed_by: tuple[str, str] | None = None
-    ) -> int:
+        self, task: Recipe | BakeOff, kind: str = "experiment", *, parent: int | None = None, owner: str = "",
+        claimed_by: tuple[str, str] | None = None,
+    ) -> int:  # fmt: skip
         """Add a run to the queue and return its number. A profile that is already queued or running is not added twice.
 
+        `task` is a recipe, and for the kind 'bakeoff' a bake-off, kept whole where others keep their recipe.
         `claimed_by` (worker, device) gives the run to that worker from the start, past the queue.
         """
         if kind not in KINDS:
             raise StoreError(f"There is no kind of run '{kind}'. Choose one of: {', '.join(KINDS)}.")
-        pruning, fingerprint = recipe.pruning, recipe.fingerprint()
+        if isinstance(task, BakeOff) != (kind == "bakeoff"):
+            raise StoreError(f"A run of the kind '{kind}' takes a {'bake-off' if kind == 'bakeoff' else 'recipe'}, not a {type(task).__name__}.")
+        recipe, fingerprint = task.recipe if isinstance(task, BakeOff) else task, task.fingerprint()
+        pruning = recipe.pruning
         with self.transaction() as connection:
             if kind == "profile":
                 same = sa.and_(RUNS.c.kind == kind, RUNS.c.recipe_hash == fingerprint, RUNS.c.status.in_(("queued", "running")))
@@ -90,9 +108,9 @@ class Queue(Database):
                     return waiting
             values = dict(
                 kind=kind, name=recipe.name, status="queued", owner=owner, parent=parent, wants=recipe.device, created_at=time.time(),
-                recipe=recipe.to_json(), recipe_hash=fingerprint, model=recipe.model.name, weights=recipe.model.weights,
-                pattern=pruning.pattern, score=pruning.score, budget=pruning.budget, method=recipe.healing.method,
-                sparsity=_asked(recipe),
+                recipe=task.to_json(), recipe_hash=fingerprint, model=recipe.model.name, weights=recipe.model.weights,
+                pattern=pruning.pattern, score=pruning.score, budget=pruning.budget, method=_healer(task),
+                sparsity=_asked(task),
             )  # fmt: skip
             if claimed_by is not None:
                 worker, device = claimed_by
@@ -256,9 +274,17 @@ def _dumps(value: object) -> str:
     return json.dumps(value, default=lambda item: item.tolist())
 
 
-def _asked(recipe: Recipe) -> float:
-    """The sparsity that a recipe asks for; of a start from a file nothing is known before it runs."""
+def _healer(task: Recipe | BakeOff) -> str:
+    """Who heals: a healer's name, or how many of them bake."""
+    return f"{len(task.healers)} healers" if isinstance(task, BakeOff) else healers.name(task.healing)
+
+
+def _asked(task: Recipe | BakeOff) -> float:
+    """The sparsity that is asked for, of several the largest; of a start from a file nothing is known before it runs."""
+    recipe = task.recipe if isinstance(task, BakeOff) else task
     pruning, start = recipe.pruning, recipe.start
+    if isinstance(task, BakeOff) and task.sparsities:
+        return max(task.sparsities)
     if pruning.pattern == "n_m":
         return 1 - pruning.keep / pruning.group
     if pruning.pattern == "kept":

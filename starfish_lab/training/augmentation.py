@@ -1,6 +1,7 @@
 """Random views of training images: what is drawn for an image depends on seed, epoch and image alone.
 
-'flip' mirrors every other image. 'crop' cuts a random box of 8 to 100 % of the area out and resizes it, then flips.
+'flip' mirrors every other image. 'crop' cuts a random box of 8 to 100 % of the area out and resizes it, then flips; 'light' does
+so with 60 to 100 % of the prepared image, so that what the network was meant to see stays in view.
 'timm' is timm's training transform as the authors of marchenko_pastur §3 call it: crop, flip, RandAugment
 'rand-m9-mstd0.5-inc1', colour jitter 0.4 (which timm itself leaves out beside RandAugment), random erasing 0.25 with noise.
 """
@@ -23,8 +24,10 @@ from torchvision.transforms import functional as F
 
 from starfish_lab.errors import RecipeError
 from starfish_lab.models.network import Preprocessing
+from starfish_lab.recipe import AUGMENTATIONS
 
-AREA = (0.08, 1.0)  # of the image that a crop keeps
+AREA = (0.08, 1.0)  # of the image that 'crop' and 'timm' keep
+LIGHT_AREA = (0.6, 1.0)  # that 'light' keeps
 RATIO = (3 / 4, 4 / 3)  # of a crop's width to its height
 ATTEMPTS = 10  # at a box that fits, before the largest central one is taken
 
@@ -34,20 +37,20 @@ def flip(image: Tensor, rng: random.Random) -> Tensor:
     return image.flip(-1) if rng.random() < 0.5 else image
 
 
-def crop(image: Image.Image | Tensor, rng: random.Random, preprocessing: Preprocessing) -> Tensor:
+def crop(image: Image.Image | Tensor, rng: random.Random, preprocessing: Preprocessing, area: tuple[float, float] = AREA) -> Tensor:
     """A random box of a picture or of a prepared image (C, H, W), resized to the input size and flipped; → (C, H, W), normalised."""
     size = list(preprocessing.input_size[1:])
     width, height = image.size if isinstance(image, Image.Image) else (image.shape[-1], image.shape[-2])
-    view = F.resized_crop(image, *box(height, width, rng), size, str_to_interp_mode(preprocessing.interpolation), antialias=True)
+    view = F.resized_crop(image, *box(height, width, rng, area), size, str_to_interp_mode(preprocessing.interpolation), antialias=True)
     if not isinstance(view, Tensor):
         view = F.normalize(F.to_tensor(view), preprocessing.mean, preprocessing.std)
     return flip(view, rng)
 
 
-def box(height: int, width: int, rng: random.Random) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random crop: area uniform in AREA, aspect ratio log-uniform in RATIO (Szegedy et al., arXiv 1409.4842)."""
+def box(height: int, width: int, rng: random.Random, share: tuple[float, float] = AREA) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a random crop: area uniform in `share`, aspect ratio log-uniform in RATIO (Szegedy et al., arXiv 1409.4842)."""
     for _ in range(ATTEMPTS):
-        area = height * width * rng.uniform(*AREA)
+        area = height * width * rng.uniform(*share)
         ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
@@ -100,11 +103,10 @@ def generator(seed: int, epoch: int, image: int) -> random.Random:
 
 def check(augmentation: str, *, pictures: bool) -> None:
     """Raise RecipeError where these images cannot be augmented like that."""
-    known = ("none", "flip", "crop", "timm")
-    if augmentation not in known:
-        raise RecipeError(f"There is no augmentation {augmentation!r}. Choose one of: {', '.join(known)}.")
+    if augmentation not in AUGMENTATIONS:
+        raise RecipeError(f"There is no augmentation {augmentation!r}. Choose one of: {', '.join(AUGMENTATIONS)}.")
     if augmentation == "timm" and not pictures:
         raise RecipeError(
             "The augmentation 'timm' changes pictures, and these images are prepared tensors with no picture files behind them. "
-            "Choose 'flip' or 'crop', or give images from files."
+            "Choose 'flip', 'light' or 'crop', or give images from files."
         )

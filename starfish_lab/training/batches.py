@@ -17,7 +17,7 @@ from starfish_lab.models.network import Preprocessing
 from starfish_lab.training import augmentation as augmenting
 from starfish_lab.training.checkpoint import fingerprint
 
-READERS = min(8, os.cpu_count() or 1)  # threads that decode the next batch while a step runs
+READERS = min(8, os.cpu_count() or 1)  # threads that decode or augment the next batch while a step runs
 
 
 class Batch(NamedTuple):
@@ -26,6 +26,7 @@ class Batch(NamedTuple):
     index: int | None  # number of the batch where every epoch repeats the very same tensors; None where images vary
     images: Tensor  # (B, C, H, W)
     labels: LongTensor | None  # (B,)
+    rows: LongTensor | None = None  # (B,) numbers of the images, where an image is the same tensor whenever it comes
 
 
 class Batches:
@@ -33,15 +34,16 @@ class Batches:
 
     Parameters
     ----------
-    images : (n, C, H, W) prepared, or an ImageSet. One with picture files behind it is decoded anew for every batch, by
-        threads that run one batch ahead; a picture that cannot be decoded is left out of its batch and named in `skipped`
+    images : (n, C, H, W) prepared, or an ImageSet. One with picture files behind it is decoded anew for every batch; a
+        picture that cannot be decoded is left out of its batch and named in `skipped`
     labels : (n,); None takes those of the ImageSet
     shuffle : a new order in every epoch
-    augmentation : 'none', 'flip', 'crop' or 'timm', see `augmentation`; 'timm' takes picture files
+    augmentation : 'none', 'flip', 'light', 'crop' or 'timm', see `augmentation`; 'timm' takes picture files
     preprocessing : the network's; None takes that of the ImageSet. Only 'crop' of prepared tensors does without
     seed : of order and augmentation
 
-    `count` is the number of images, `per_epoch` that of batches.
+    Threads decode and augment one batch ahead. `count` is the number of images, `per_epoch` that of batches, `size` that of
+    images in a batch; `prepared` are the images where they are in memory and not augmented, else None.
     """
 
     def __init__(
@@ -68,7 +70,8 @@ class Batches:
         self._tensor = images if isinstance(images, Tensor) else None if self._files is not None else images.tensor()
         if self._tensor is not None and preprocessing is None:
             preprocessing = Preprocessing(input_size=tuple(self._tensor.shape[1:]))
-        self.labels, self._size, self._shuffle, self._augmentation, self._seed = labels, batch_size, shuffle, augmentation, seed
+        self.labels, self.size, self._shuffle, self._augmentation, self._seed = labels, batch_size, shuffle, augmentation, seed
+        self.prepared = self._tensor if augmentation == "none" else None
         self.per_epoch = -(-self.count // batch_size)
         self._preprocessing = preprocessing
         self._varies = shuffle or augmentation != "none"
@@ -85,22 +88,21 @@ class Batches:
     def __call__(self, step: int) -> Batch:
         epoch, index = divmod(step - 1, self.per_epoch)
         rows = self._rows(epoch, index)
-        if self._files is not None:
-            rows, images = self._read(step, epoch, rows)
-        elif self._augmentation == "none":
-            images = self._tensor[rows]
+        if self.prepared is not None:
+            images = self.prepared[rows]
         else:
-            images = torch.stack([self._view(self._tensor[row], epoch, row) for row in _listed(rows, self.count)])
-        return Batch(None if self._varies else index, images, None if self.labels is None else self.labels[rows])
+            rows, images = self._read(step, epoch, rows)
+        known = torch.tensor(_listed(rows, self.count)) if self.prepared is not None else None
+        return Batch(None if self._varies else index, images, None if self.labels is None else self.labels[rows], known)
 
     def fingerprint(self) -> str:
         """Changes with the images, their order and their augmentation. Of prepared images every so manieth value counts, of files their names."""
         images = {"images": self._tensor.flatten(1)[:, ::101]} if self._tensor is not None else self._files.names
         labels = {} if self.labels is None else {"labels": self.labels}
-        return fingerprint(images, labels, [self._size, self._shuffle, self._augmentation, self._seed])
+        return fingerprint(images, labels, [self.size, self._shuffle, self._augmentation, self._seed])
 
     def _rows(self, epoch: int, index: int) -> slice | LongTensor:
-        part = slice(index * self._size, min((index + 1) * self._size, self.count))
+        part = slice(index * self.size, min((index + 1) * self.size, self.count))
         return self._order(epoch)[part] if self._shuffle else part
 
     def _shuffled(self, epoch: int) -> LongTensor:
@@ -108,10 +110,13 @@ class Batches:
 
     def _view(self, image: Tensor | Image.Image, epoch: int, row: int) -> Tensor:
         rng = augmenting.generator(self._seed, epoch, row)
-        return augmenting.flip(image, rng) if self._augmentation == "flip" else augmenting.crop(image, rng, self._preprocessing)
+        if self._augmentation == "flip":
+            return augmenting.flip(image, rng)
+        area = augmenting.LIGHT_AREA if self._augmentation == "light" else augmenting.AREA
+        return augmenting.crop(image, rng, self._preprocessing, area)
 
     def _read(self, step: int, epoch: int, rows: slice | LongTensor) -> tuple[LongTensor, Tensor]:
-        """Rows that can be decoded, and their images; sets the readers to the next step."""
+        """Rows that can be decoded, and their images as they are in this epoch; sets the readers to the next step."""
         known, futures = self._ahead
         if known != step:
             for future in futures:
@@ -138,10 +143,11 @@ class Batches:
 
     def _decoded(self, epoch: int, row: int) -> Tensor | Image.Image | None:
         """In a reader's thread: all that draws no global random numbers."""
-        if self._augmentation == "timm":
-            return self._files.picture(row)
-        image = self._files.picture(row) if self._augmentation == "crop" else self._files.image(row)
-        return image if image is None or self._augmentation == "none" else self._view(image, epoch, row)
+        if self._files is None:
+            image = self._tensor[row]
+        else:
+            image = self._files.picture(row) if self._augmentation in ("crop", "timm") else self._files.image(row)
+        return image if image is None or self._augmentation in ("none", "timm") else self._view(image, epoch, row)
 
 
 def _listed(rows: slice | LongTensor, count: int) -> list[int]:

@@ -31,6 +31,8 @@ class Checkpoint:
     key : fingerprint of the run, see `fingerprint`; a file with another one is not used
     seconds : save no more often than this; 0 saves at every step
     what : the kind of training, for what is said of it
+
+    `beside` is saved with every state, and comes back with it: what was done before the steps.
     """
 
     def __init__(self, path: Path | None, *, key: str, seconds: float, reporter: Reporter, what: str = "healing"):
@@ -39,9 +41,23 @@ class Checkpoint:
         self._seconds = self._wait = seconds
         self._saved_at = time.monotonic()
         self._failed = False
+        self.beside: dict[str, object] = {}
+        self._held: dict | None = None
+        self._peeked = False
+
+    def peek(self) -> dict | None:
+        """What `load` will return."""
+        if not self._peeked:
+            self._held, self._peeked = self._read(), True
+        return self._held
 
     def load(self) -> dict | None:
         """The saved state, or None to start afresh; says so where a file is there but of no use."""
+        found = self.peek()
+        self._held, self._peeked = None, False
+        return found
+
+    def _read(self) -> dict | None:
         if self._path is None or not self._path.exists():
             return None
         try:
@@ -77,7 +93,7 @@ class Checkpoint:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
-                torch.save({"key": self._key, **state}, file)
+                torch.save({"key": self._key, **self.beside, **state}, file)
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(self._path)

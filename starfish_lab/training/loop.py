@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from starfish_lab import settings
-from starfish_lab.errors import ImagesError, LabError, RecipeError
+from starfish_lab.errors import RecipeError
 from starfish_lab.models.network import Network
 from starfish_lab.progress import Reporter
 from starfish_lab.pruning.masks import Masks
+from starfish_lab.training.average import Average, running_statistics
 from starfish_lab.training.batches import Batch
 from starfish_lab.training.checkpoint import Checkpoint
+from starfish_lab.training.compiling import Compiled
+from starfish_lab.training.guards import arithmetic, explained, own_randomness
 from starfish_lab.training.optimiser import MaskedOptimiser, learning_rate
 
 __all__ = ["Batch", "Loss", "TrainingChoice", "TrainingResult", "learning_rate", "train"]
@@ -43,16 +45,20 @@ class Loss(NamedTuple):
 class TrainingChoice:
     """Plain numbers of one training phase, `steps` optimiser steps long.
 
-    The learning rate rises on a line over `warmup` steps, then falls on a cosine to `final_learning_rate`. `optimiser` is
-    'adam', 'adamw' or 'sgd' (`momentum` and `nesterov` are for it). `gradient_clip` bounds the norm of all gradients
-    together, 0 bounds nothing. `trains` is 'weights' or 'all', see `MaskedOptimiser`. `precision` 'bf16' runs forward
-    pass and loss under autocast, with weights in float32.
+    The learning rate rises on a line over `warmup` steps, then follows `schedule` ('cosine', 'linear' or 'constant') to
+    `final_learning_rate`. `average` is the decay of the moving average that is the result, 0 for none, see `Average`.
+    `optimiser` is 'adam', 'adamw' or 'sgd' (`momentum` and `nesterov` are for it). `gradient_clip` bounds the norm of all
+    gradients together, 0 bounds nothing. `trains` is 'weights', 'affine' or 'all', see `MaskedOptimiser`. `precision` 'bf16'
+    runs forward pass and loss under autocast, with weights in float32; 'tf32' lets CUDA round the factors of float32
+    products to 10 bits. `compile` runs the blocks through torch.compile where that works.
     """
 
     steps: int
     learning_rate: float
     final_learning_rate: float = 0.0
     warmup: int = 0
+    schedule: str = "cosine"
+    average: float = 0.0
     optimiser: str = "adam"
     momentum: float = 0.9
     nesterov: bool = False
@@ -60,6 +66,7 @@ class TrainingChoice:
     gradient_clip: float = 0.0
     trains: str = "weights"
     precision: str = "float32"
+    compile: bool = False
     seed: int = 0  # of dropout, where a network has any
 
 
@@ -70,7 +77,7 @@ class TrainingResult:
     losses: list[tuple[int, float]] = field(default_factory=list)
     block_losses: list[tuple[int, list[float]]] = field(default_factory=list)  # depth order
     steps: int = 0
-    seconds: float = 0.0  # spent before and after a crash, together
+    seconds: float = 0.0  # of training, before and after a crash together, without those of an observer
     resumed_from: int = 0
 
 
@@ -85,6 +92,9 @@ def train(
     reporter: Reporter,
     keeper: Checkpoint | None = None,
     what: str = "healing",
+    instead: dict[str, nn.Parameter] | None = None,
+    watch: Collection[int] = (),
+    observer: Callable[[int], None] | None = None,
 ) -> TrainingResult:
     """Train `network` in place. It is on `device` already and afterwards stays there, in eval mode.
 
@@ -93,82 +103,105 @@ def train(
     loss : of a batch whose tensors are on `device`; called once a step with the network in train mode
     batches : step (from 1) → Batch on the CPU; equal steps must give equal batches
     moves : {layer name: bool tensor of the weight's shape}, True where an entry of the weight may change. All other
-        entries keep their value; so do parameters outside `moves` unless `choice.trains` is 'all'. Running statistics follow
+        entries keep their value; so do parameters outside `moves` but for those of `choice.trains`. Running statistics follow
     keeper : checkpoint to continue from if it is of this very run, and to save to when due and at the end
     what : what this training is, for what is said of it: 'healing'
+    instead : {name: parameter} of the network that train in place of the weights in `moves`
+    watch, observer : after each of these steps the observer is called with the step, the network in eval mode as training
+        would leave it then (averaged where there is an average), without gradients. A resumed run repeats no call of before its checkpoint
 
     Raises Cancelled at the next step when the reporter is asked to stop, RecipeError when nothing that trains has a part in
     the loss or the loss is no longer a number, LabError when memory runs out.
     """
     module, device, steps = network.module, torch.device(device), choice.steps
     keeper = keeper or Checkpoint(None, key="", seconds=0, reporter=reporter)
-    optimiser = MaskedOptimiser(module, moves, choice)
+    changing = _Changing(module, moves, choice, instead)
     result = TrainingResult(steps=steps)
     saved = keeper.load()
-    if saved is not None:
+    if saved is not None and "step" in saved:
         try:
-            _restore(saved, module, optimiser)
+            changing.restore(saved)
             result = TrainingResult(saved["losses"], saved["block_losses"], steps, saved["seconds"], saved["step"])
             reporter.note(f"{what[:1].upper()}{what[1:]} continues from step {result.resumed_from} of {steps}.")
         except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
             keeper.useless(type(error).__name__)
-            optimiser = MaskedOptimiser(module, moves, choice)
+            changing = _Changing(module, moves, choice, instead)
+
+    def loss_of(step: int) -> Loss:
+        batch = _on(device, batches(step))
+        size.append(len(batch.images))
+        torch.manual_seed(choice.seed * 1_000_003 + step)  # dropout depends on the step alone, so a resumed run repeats it
+        with torch.autocast(device.type, torch.bfloat16, enabled=choice.precision == "bf16"):
+            found = loss(batch)
+        if not found.total.requires_grad:
+            raise RecipeError(f"No masked layer has a part in the loss of {what}. Prune layers inside the blocks, or choose another method.")
+        return found
 
     began = time.monotonic() - result.seconds
     every = max(1, math.ceil(steps / POINTS))
-    with _training(module, optimiser), _own_randomness(device), _explained(what) as size:
-        for step in range(result.resumed_from + 1, steps + 1):
+    first = result.resumed_from + 1
+    with _training(module, changing.optimiser), own_randomness(device), arithmetic(choice.precision), explained(what) as size:
+        compiled = None
+        if choice.compile and first <= steps:
+            compiled = Compiled(network, lambda: loss_of(first).total, reporter)
+            changing.optimiser.forget_gradients()
+        for step in range(first, steps + 1):
             reporter.check()
-            batch = _on(device, batches(step))
-            size.append(len(batch.images))
-            torch.manual_seed(choice.seed * 1_000_003 + step)  # dropout depends on the step alone, so a resumed run repeats it
-            with torch.autocast(device.type, torch.bfloat16, enabled=choice.precision == "bf16"):
-                found = loss(batch)
-            if not found.total.requires_grad:
-                raise RecipeError(
-                    f"No masked layer has a part in the loss of {what}. Prune layers inside the blocks, or choose another method."
-                )
-            found.total.backward()
-            optimiser.step(learning_rate(step, steps, choice))
+            with compiled.running() if compiled else nullcontext():
+                found = loss_of(step)
+                found.total.backward()
+            changing.optimiser.step(learning_rate(step, steps, choice))
+            changing.average.update()
 
             # Reading a loss waits for the device, so it happens only where it is recorded.
             # A loss that is no number never becomes one again, so looking there is enough.
             if step == 1 or step % every == 0 or step == steps:
                 _record(result, step, found, reporter, choice, what)
             reporter.progress(step, steps)
+            if observer is not None and step in watch:  # before the step is saved: a run resumed from there has looked
+                began += _looked_at(observer, step, changing.average, module, device)
             if step == steps or keeper.due():
+                _finished(device)
                 result.seconds = time.monotonic() - began
-                keeper.save(_state(step, module, optimiser, result))
+                keeper.save(changing.state() | {
+                    "step": step, "losses": result.losses, "block_losses": result.block_losses, "seconds": result.seconds,
+                })  # fmt: skip
+    changing.average.settle()
     return result
+
+
+class _Changing:
+    """What training changes in a module: parameters that train, their moments and average, and buffers such as running statistics."""
+
+    def __init__(self, module: nn.Module, moves: Masks, choice: TrainingChoice, instead: dict[str, nn.Parameter] | None):
+        self.optimiser = MaskedOptimiser(module, moves, choice, instead)
+        self._module = module
+        self._trained = {name: parameter.detach() for name, parameter in self.optimiser.parameters.items()}
+        self.average = Average([*self._trained.values(), *running_statistics(module)], choice.average)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return self._trained | dict(self._module.named_buffers())
+
+    def state(self) -> dict:
+        """What `restore` goes on from; the tensors are the live ones."""
+        return {"network": self._tensors(), "optimiser": self.optimiser.state_dict(), "average": self.average.state_dict()}
+
+    @torch.no_grad()
+    def restore(self, saved: dict) -> None:
+        """Put a saved state back, in place; raises before anything in the module has changed."""
+        tensors = self._tensors()
+        for name, place in tensors.items():
+            if saved["network"][name].shape != place.shape:
+                raise ValueError(name)
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.average.load_state_dict(saved["average"])
+        for name, place in tensors.items():
+            place.copy_(saved["network"][name])
 
 
 def _on(device: torch.device, batch: Batch) -> Batch:
     labels = None if batch.labels is None else batch.labels.to(device)
-    return Batch(batch.index, batch.images.to(device, torch.float32), labels)
-
-
-def _changing(module: nn.Module, optimiser: MaskedOptimiser) -> dict[str, Tensor]:
-    """What training changes in a module: parameters that train, and buffers such as running statistics."""
-    return {name: p.detach() for name, p in optimiser.parameters.items()} | dict(module.named_buffers())
-
-
-def _state(step: int, module: nn.Module, optimiser: MaskedOptimiser, result: TrainingResult) -> dict:
-    return {
-        "step": step, "network": _changing(module, optimiser), "optimiser": optimiser.state_dict(),
-        "losses": result.losses, "block_losses": result.block_losses, "seconds": result.seconds,
-    }  # fmt: skip
-
-
-@torch.no_grad()
-def _restore(saved: dict, module: nn.Module, optimiser: MaskedOptimiser) -> None:
-    """Put a saved `_state` back, in place; raises before anything in the module has changed."""
-    places = _changing(module, optimiser)
-    for name, place in places.items():
-        if saved["network"][name].shape != place.shape:
-            raise ValueError(name)
-    optimiser.load_state_dict(saved["optimiser"])
-    for name, place in places.items():
-        place.copy_(saved["network"][name])
+    return batch._replace(images=batch.images.to(device, torch.float32), labels=labels)
 
 
 def _record(result: TrainingResult, step: int, loss: Loss, reporter: Reporter, choice: TrainingChoice, what: str) -> None:
@@ -203,26 +236,21 @@ def _training(module: nn.Module, optimiser: MaskedOptimiser) -> Iterator[None]:
         module.eval()
 
 
-@contextmanager
-def _explained(what: str) -> Iterator[list[int]]:
-    """Torch's errors that a person can act on, in words. Yields a list for the sizes of the batches met."""
-    sizes: list[int] = []
+def _looked_at(observer: Callable[[int], None], step: int, average: Average, module: nn.Module, device: torch.device) -> float:
+    """Seconds of a look, in eval mode without gradients; afterwards the module is in train mode again."""
+    _finished(device)  # steps still at work on the device are training, not looking
+    began = time.monotonic()
+    module.eval()
     try:
-        yield sizes
-    except torch.OutOfMemoryError:
-        raise LabError(
-            f"The device has too little memory for {what} with batches of {max(sizes, default=0)} images. "
-            f"Lower the batch size, or {settings.TEACHER_MEMORY_GB.name}, or choose a device with more memory."
-        ) from None
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise ImagesError(
-            f"A batch of {what} holds {sizes[-1]} image, and batch norm needs two at this image size. "
-            "Change the number of images or the batch size so that the last batch holds at least two."
-        ) from None
+        with average.shown(), torch.no_grad():
+            observer(step)
+    finally:
+        module.train()
+    _finished(device)
+    return time.monotonic() - began
 
 
-def _own_randomness(device: torch.device):
-    """Seeding inside leaves torch's random numbers outside as they were."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+def _finished(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given: clocks run ahead of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

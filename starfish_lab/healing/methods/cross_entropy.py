@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from starfish_lab.healing.session import Batch, Loss, Session
 
 NEEDS_LABELS = True
+DEFAULTS = {}
 
 
 def objective(session: Session) -> Callable[[Batch], Loss]:

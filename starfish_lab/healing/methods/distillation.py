@@ -18,18 +18,19 @@ from collections.abc import Callable
 
 from torch.nn import functional as F
 
-from starfish_lab.errors import RecipeError
+from starfish_lab import checks
 from starfish_lab.healing.session import Batch, Loss, Session
 from starfish_lab.healing.teacher import Teacher
 
 NEEDS_LABELS = True
+DEFAULTS = {}
 
 
 def objective(session: Session, *, alpha: float = 0.5, temperature: float = 2.0, smoothing: float = 0.1) -> Callable[[Batch], Loss]:
     """The loss of a batch. Labels are class indices of the network's outputs."""
-    _between("alpha", alpha, 0, 1)
-    _between("smoothing", smoothing, 0, 1)
-    _between("temperature", temperature, 1e-3, 1e3)
+    checks.number("healing.options.alpha", alpha, 0, 1)
+    checks.number("healing.options.smoothing", smoothing, 0, 1)
+    checks.number("healing.options.temperature", temperature, 1e-3, 1e3)
     session.check_labels()
     teacher = Teacher(session, lambda module, images: [F.log_softmax(module(images).float() / temperature, dim=-1)])
 
@@ -41,8 +42,3 @@ def objective(session: Session, *, alpha: float = 0.5, temperature: float = 2.0,
         return Loss((1 - alpha) * F.cross_entropy(logits, batch.labels, label_smoothing=smoothing) + alpha * soft)
 
     return loss
-
-
-def _between(option: str, value: object, least: float, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise RecipeError(f"healing.options.{option} is {value!r}: give a number from {least:g} to {most:g}.")

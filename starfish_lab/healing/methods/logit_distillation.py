@@ -17,6 +17,7 @@ from starfish_lab.healing.session import Batch, Loss, Session
 from starfish_lab.healing.teacher import Teacher
 
 NEEDS_LABELS = False
+DEFAULTS = {}
 
 
 def objective(session: Session, *, temperature: float = 2.0) -> Callable[[Batch], Loss]:

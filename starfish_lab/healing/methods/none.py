@@ -5,6 +5,7 @@ from __future__ import annotations
 from starfish_lab.healing.session import Session
 
 NEEDS_LABELS = False
+DEFAULTS = {}
 
 
 def objective(session: Session) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
-from starfish_lab.models.network import AttentionLayer, Fold, UnitGroup
+from starfish_lab.models.network import AttentionLayer, Fold, Residual, UnitGroup
 
 NAMES = ("vit_*", "deit_*", "deit3_*")
 TIMM_FILES = ("vision_transformer", "vision_transformer_hybrid", "deit")  # of timm.models, whose networks of these names are of this kind
@@ -33,6 +33,7 @@ def describe(module: nn.Module) -> dict[str, object] | None:
     return {
         "blocks": blocks, "states": "tokens", "prefix_tokens": module.num_prefix_tokens, "unit_groups": groups, "attentions": attentions,
         "foldable": tuple(fold for b in blocks for fold in _folds(b, names)),
+        "residuals": tuple(one for b in blocks for one in _residuals(b, names)), "token_gate": "patch_drop",
     }  # fmt: skip
 
 
@@ -44,3 +45,15 @@ def _folds(block: str, names: dict[str, nn.Module]) -> list[Fold]:
     if type(mlp) is Mlp and isinstance(mlp.norm, nn.Identity):
         found.append(Fold(f"{block}.mlp.fc1", f"{block}.mlp.fc2"))
     return found
+
+
+def _residuals(block: str, names: dict[str, nn.Module]) -> list[Residual]:
+    """x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x))): the last layer of each branch."""
+    if type(names[block]) is not Block:
+        return []
+    branches = ((f"{block}.attn.proj", "norm1", "ls1"), (f"{block}.mlp.fc2", "norm2", "ls2"))
+    return [
+        Residual(layer, f"{block}.{norm}", "" if isinstance(names[f"{block}.{scale}"], nn.Identity) else f"{block}.{scale}")
+        for layer, norm, scale in branches
+        if layer in names
+    ]

@@ -1,6 +1,6 @@
 """Structured: whole hidden units of MLPs (or inner channels of residual blocks) and Q/K dimensions of heads go.
 
-In every group round(s · n) of n units, one at least stays:
+In every group round(s · n) of n units, one at least stays (more where the score says so):
 
     MLP unit or inner channel j      row j of the producer and input j of the consumer      ‖S_producer[j, :]‖₂ · ‖S_consumer[:, j]‖₂
     dimension d of a head            row d of its Q and row d of its K, V stays whole       ‖S_Q[d, :]‖₂ · ‖S_K[d, :]‖₂
@@ -31,12 +31,13 @@ def masks(
     plan = rules.plan_structured(choice, network.unit_groups, network.attentions, scores, network.structured_refusal)
     found = {layer: torch.ones(score.shape, dtype=torch.bool) for layer, score in scores.items()}
     for group in plan.groups:
-        gone = _lowest(units[group.producer] if units else _unit_products(scores, group), choice.sparsity)
+        importance = units[group.producer] if units else _unit_products(scores, group)
+        gone = _lowest(importance, rules.units_going(choice, "mlp", len(importance)))
         found[group.producer][gone] = False
         found[group.consumer][:, gone] = False
     for attention in plan.attentions:
         importance = units[attention.qkv] if units else _dimension_products(scores, attention)
-        found[attention.qkv][_lowest_dimensions(importance, attention, choice.sparsity)] = False
+        found[attention.qkv][_lowest_dimensions(importance, attention, rules.units_going(choice, "qk", attention.head_dim))] = False
     return MaskResult(found, plan.left_dense, plan.notes)
 
 
@@ -51,10 +52,10 @@ def _dimension_products(scores: dict[str, Tensor], attention: AttentionLayer) ->
     return q * k
 
 
-def _lowest_dimensions(importance: Tensor, attention: AttentionLayer, sparsity: float) -> Tensor:
-    """Rows of the fused qkv layer to remove: in each head the same dimensions of Q and K."""
+def _lowest_dimensions(importance: Tensor, attention: AttentionLayer, count: int) -> Tensor:
+    """Rows of the fused qkv layer to remove: in each head the same `count` dimensions of Q and K."""
     width = attention.heads * attention.head_dim
-    in_q = torch.cat([head * attention.head_dim + _lowest(of_head, sparsity) for head, of_head in enumerate(importance)])
+    in_q = torch.cat([head * attention.head_dim + _lowest(of_head, count) for head, of_head in enumerate(importance)])
     return torch.cat([in_q, width + in_q])
 
 
@@ -63,6 +64,6 @@ def _norms(score: Tensor) -> Tensor:
     return score.flatten(1).norm(dim=1)
 
 
-def _lowest(importance: Tensor, sparsity: float) -> Tensor:
-    """Indices of the units that go; the first goes in a tie."""
-    return importance.argsort(stable=True)[: rules.units_removed(len(importance), sparsity)]
+def _lowest(importance: Tensor, count: int) -> Tensor:
+    """Indices of the `count` units that go; the first goes in a tie."""
+    return importance.argsort(stable=True)[:count]

@@ -26,9 +26,7 @@ def score(weight: Tensor, *, activations: Tensor | None = None, gradients: Tenso
     return (weight * gradients).square()
 
 
-def unit_scores(
-    network: Network, choice: PruningChoice, calibration: Tensor, labels: Tensor | None = None, device: str = "cpu"
-) -> dict[str, Tensor]:
+def unit_scores(network: Network, choice: PruningChoice, calibration: Tensor, labels: Tensor | None = None, device: str = "cpu") -> dict[str, Tensor]:
     """{producer: (units,), qkv layer: (heads, head_dim)} on the CPU: the mean over batches of (Σ over a unit's weights of w · g)²."""
     groups = network.unit_groups if "mlp" in choice.units else ()
     attentions = network.attentions if "qk" in choice.units else ()

@@ -9,6 +9,7 @@ the values as they stand then; a removed weight's error w_j / U_jj is spread ove
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -43,36 +44,53 @@ def solve(
         raise RecipeError(f"pruning.score_options.block is {block}: give a number of columns of at least 1, such as 128.")
     n_m = choice.pattern == "n_m"
     columns = weight.shape[1]
-    factor = _inverse_factor(moments, damping).to(weight)
-    by_cost = weight.clone()
     stays = torch.ones_like(mask)
     width = max(block // choice.group, 1) * choice.group if n_m else block
-    for start in range(0, columns, width):
-        end = min(start + width, columns)
-        here, u = by_cost[:, start:end], factor[start:end, start:end]  # `here` is a view: what is spread shows in it
-        if not n_m:
+
+    def choose(here: Tensor, u: Tensor, start: int, j: int) -> None:
+        if n_m and j % choice.group == 0:
+            group = slice(j, j + choice.group)
+            costs = (here[:, group] / u.diagonal()[group]).square()
+            stays[:, start + j : start + j + choice.group] = largest_of_group(costs, choice.keep, choice.group)
+        elif not n_m and j == 0:
+            end = start + here.shape[1]
             share = count * end // columns - count * start // columns
             stays[:, start:end] = without_smallest((here / u.diagonal()).square().cpu(), share).to(mask.device)
-        errors = torch.zeros_like(here)
-        for j in range(end - start):
-            if n_m and j % choice.group == 0:
-                group = slice(j, j + choice.group)
-                costs = (here[:, group] / u.diagonal()[group]).square()
-                stays[:, start + j : start + j + choice.group] = largest_of_group(costs, choice.keep, choice.group)
-            if update:
-                errors[:, j] = torch.where(stays[:, start + j], 0.0, here[:, j] / u[j, j])
-                here[:, j:] -= errors[:, j : j + 1] * u[j, j:]
-        if update:
-            by_cost[:, end:] -= errors @ factor[start:end, end:]
 
-    left = torch.where(stays, by_cost, 0.0)
+    left = sweep(weight, inverse_factor(moments, damping).to(weight), stays, width=width, update=update, choose=choose)
     magnitude = largest_of_group(weight.abs(), choice.keep, choice.group) if n_m else without_smallest(weight.abs().cpu(), count).to(mask.device)
     cost, cost_magnitude = _change(left - weight, moments), _change(weight * ~magnitude, moments)
     saved = 1 - cost / cost_magnitude if cost_magnitude > 0 else 0.0
     return stays, left, {"cost": cost, "cost_magnitude": cost_magnitude, "saved": saved}
 
 
-def _inverse_factor(moments: Tensor, damping: float) -> Tensor:
+Choose = Callable[[Tensor, Tensor, int, int], None]
+
+
+def sweep(weight: Tensor, factor: Tensor, stays: Tensor, *, width: int, update: bool = True, choose: Choose | None = None) -> Tensor:
+    """New values (out, cols) of the weights: zero where `stays` (out, cols) is False, the others made up for it.
+
+    `factor` (cols, cols) is the upper Cholesky factor of the inverse moments, `width` columns make a block. `choose(here, u, start, j)`
+    comes before column start + j, with the block's values as they stand and its part of the factor, and may write to `stays` from
+    that column on. Without `update` nothing makes up for anything.
+    """
+    by_cost, columns = weight.clone(), weight.shape[1]
+    for start in range(0, columns, width):
+        end = min(start + width, columns)
+        here, u = by_cost[:, start:end], factor[start:end, start:end]  # `here` is a view: what is spread shows in it
+        errors = torch.zeros_like(here)
+        for j in range(end - start):
+            if choose is not None:
+                choose(here, u, start, j)
+            if update:
+                errors[:, j] = torch.where(stays[:, start + j], 0.0, here[:, j] / u[j, j])
+                here[:, j:] -= errors[:, j : j + 1] * u[j, j:]
+        if update:
+            by_cost[:, end:] -= errors @ factor[start:end, end:]
+    return torch.where(stays, by_cost, 0.0)
+
+
+def inverse_factor(moments: Tensor, damping: float) -> Tensor:
     """Upper triangular U with Uᵀ U = (H + damping · mean diagonal)⁻¹, float64 on the CPU where the device has none."""
     h = moments.to(dtype=torch.float64, device=moments.device if moments.device.type == "cuda" else "cpu")
     mean = h.diagonal().mean()
@@ -82,8 +100,7 @@ def _inverse_factor(moments: Tensor, damping: float) -> Tensor:
         upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
     if failed:
         raise LabError(
-            "The second moments of a layer's inputs cannot be inverted, even damped. Give more calibration images, "
-            "or raise pruning.score_options.damping."
+            "The second moments of a layer's inputs cannot be inverted, even damped. Give more calibration images, or raise the option damping."
         )
     return upper
 

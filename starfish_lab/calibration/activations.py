@@ -64,7 +64,7 @@ def second_moments(
     draws = {name: torch.Generator().manual_seed(seed + zlib.crc32(name.encode())) for name in layers}
 
     def see(name: str, layer: nn.Module, x: Tensor) -> None:
-        x = (_patches if isinstance(layer, nn.Conv2d) else _tokens)(layer, x.float(), rows, draws[name])  # (rows, cols)
+        x, _ = rows_met(layer, x.float(), rows, draws[name])  # (rows, cols)
         if group is None:
             found = x.T @ x
         else:
@@ -114,24 +114,30 @@ def _columns(layer: nn.Module, sums: Tensor) -> Tensor:
     return torch.autograd.grad(output, weight)[0].flatten(1).clamp(min=0)
 
 
-def _draw(total: int, rows: int, generator: torch.Generator, device: torch.device) -> Tensor:
+def draw(total: int, rows: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """At most `rows` of `total` indices, each at most once."""
     return torch.arange(total, device=device) if total <= rows else torch.randperm(total, generator=generator)[:rows].to(device)
 
 
-def _tokens(layer: nn.Linear, x: Tensor, rows: int, generator: torch.Generator) -> Tensor:
-    """At most `rows` of the rows of a Linear's input: (rows, in)."""
+def rows_met(layer: nn.Module, x: Tensor, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """At most `rows` of what the unfolded weight of a Linear or an ungrouped convolution meets: (rows, cols), and which they are: (rows,).
+
+    The n-th is the n-th token of the flattened batch, or patch n mod (H' · W') of image n // (H' · W'): where the n-th output stands.
+    """
+    if isinstance(layer, nn.Conv2d):
+        return _patches(layer, x, rows, generator)
     x = x.flatten(0, -2)
-    return x[_draw(len(x), rows, generator, x.device)] if len(x) > rows else x
+    chosen = draw(len(x), rows, generator, x.device)
+    return (x[chosen] if len(x) > rows else x), chosen
 
 
-def _patches(layer: nn.Conv2d, x: Tensor, rows: int, generator: torch.Generator) -> Tensor:
-    """At most `rows` of the patches of an ungrouped convolution's input (B, C, H, W): (rows, C · kh · kw), cut out one by one."""
+def _patches(layer: nn.Conv2d, x: Tensor, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The patches of an input (B, C, H, W), (rows, C · kh · kw), cut out one by one."""
     x = F.pad(x, layer._reversed_padding_repeated_twice, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
     (kh, kw), (dh, dw), (sh, sw) = layer.kernel_size, layer.dilation, layer.stride
     high, wide = ((x.shape[2] - dh * (kh - 1) - 1) // sh + 1, (x.shape[3] - dw * (kw - 1) - 1) // sw + 1)
-    chosen = _draw(len(x) * high * wide, rows, generator, x.device)
+    chosen = draw(len(x) * high * wide, rows, generator, x.device)
     image, place = chosen // (high * wide), chosen % (high * wide)
     down = (place // wide * sh).view(-1, 1, 1) + dh * torch.arange(kh, device=x.device).view(1, -1, 1)  # (rows, kh, 1)
     across = (place % wide * sw).view(-1, 1, 1) + dw * torch.arange(kw, device=x.device).view(1, 1, -1)  # (rows, 1, kw)
-    return x.movedim(1, -1)[image.view(-1, 1, 1), down, across].permute(0, 3, 1, 2).flatten(1)  # from (rows, kh, kw, C)
+    return x.movedim(1, -1)[image.view(-1, 1, 1), down, across].permute(0, 3, 1, 2).flatten(1), chosen  # from (rows, kh, kw, C)

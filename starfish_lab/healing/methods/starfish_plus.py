@@ -1,0 +1,68 @@
+"""STARFISH+: STARFISH's loss, reached sooner and from a better start. Ours; no paper has it.
+
+The loss is STARFISH's (`starfish`), and so is end-to-end training of all blocks at once. What differs, each with its own reason:
+
+    repair 'aligned'       a closed-form start that has already brought the residual stream near to the dense network's
+    trains 'affine'        biases and norms too: scales and shifts are what a mask shifts most, and cost nothing to train
+    augmentation 'flip'    from a few hundred images both networks can still learn the images instead of the alignment
+    fewer tokens           `keep` of the patch tokens, drawn anew at every step, enter both networks (as in PatchDropout, Liu et
+                           al., arXiv 2208.07220, there for fine-tuning): a step costs about that share, and no two steps see
+                           the same; class tokens always enter
+    a higher rate          2e-3
+
+Networks without a place where tokens may be left out (`Network.token_gate`) train on whole images. The dense network runs on
+the very tokens that the pruned one sees, so that states pair one to one; its answers cannot be kept then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from starfish_lab import checks
+from starfish_lab.healing.methods import starfish
+from starfish_lab.healing.session import Batch, Loss, Session
+
+NEEDS_LABELS = False
+DEFAULTS = {"repair": "aligned", "learning_rate": 2e-3, "trains": "affine", "order": "shuffled", "augmentation": "flip"}
+
+
+def objective(session: Session, *, keep: float = 0.5) -> Callable[[Batch], Loss]:
+    """The loss of a batch, with a part for each block.
+
+    keep : share of the patch tokens that enter; 1 for all
+    """
+    checks.number("healing.options.keep", keep, 0.05, 1)
+    aligned = starfish.objective(session)
+    gates = [network.module.get_submodule(network.token_gate) for network in (session.dense, session.student) if network.token_gate]
+    if len(gates) < 2 or keep == 1:
+        return aligned
+
+    def loss(batch: Batch) -> Loss:
+        with fewer_tokens(gates, keep, session.student.prefix_tokens):
+            return aligned(batch._replace(index=None, rows=None))
+
+    return loss
+
+
+@contextmanager
+def fewer_tokens(gates: list[nn.Module], keep: float, prefix: int) -> Iterator[None]:
+    """Inside, the same random share of the patch tokens passes each gate, (B, N, D) → (B, prefix + kept, D); drawn when the first one passes."""
+    chosen: list[Tensor] = []
+
+    def let_through(_: nn.Module, inputs: tuple[Tensor, ...], tokens: Tensor) -> Tensor:
+        if not chosen:
+            patches = tokens.shape[1] - prefix
+            drawn = torch.randperm(patches, device=tokens.device)[: max(1, round(keep * patches))].sort().values
+            chosen.append(torch.cat([torch.arange(prefix, device=tokens.device), prefix + drawn]))
+        return tokens[:, chosen[0]]
+
+    handles = [gate.register_forward_hook(let_through) for gate in gates]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
