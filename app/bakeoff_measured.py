@@ -5,12 +5,13 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from app import bakeoff_view, published, results, state
+from app import bakeoff_rows, bakeoff_view, published, results, state
 from starfish_lab import settings
 
 TABLE = settings.ASSETS / "measured" / "healing.csv"
 NEEDED = {"network", "hardware", "healer", "seed", "sparsity", "images", "steps", "top1", "low", "high", "share", "healing_seconds"}
 FEWEST = {"all": 1, "images": 3, "sparsity": 2}  # places on the axis that make a picture
+CELL = ["healer", "seed", "sparsity", "images"]
 
 
 def there() -> bool:
@@ -32,47 +33,69 @@ def section(axis: str) -> None:
         known = list(parts[network])
         what = st.selectbox("At", known, **_tied(f"measured_{axis}", known[0], known)) if len(known) > 1 else known[0]
     found = parts[network][what]
-    bakeoff_view.figure(found, axis, key=f"measured_{axis}", model=network)
+    knees = bakeoff_rows.knees(bakeoff_rows.summary(found)) if axis == "images" else None
+    bakeoff_view.figure(found, axis, key=f"measured_{axis}", model=network, knees=knees)
     st.caption(_how(network, found))
     with st.expander("The rows in a table"):
         bakeoff_view.table(found, pd.DataFrame(), key=f"measured_{axis}_table")
 
 
 def _parts(rows: pd.DataFrame, axis: str) -> dict[str, pd.DataFrame]:
-    """The pictures that the rows of a network can make on a tab: {what they have in common: rows}, those with most healers first."""
-    common = {"all": ["sparsity", "images"], "images": ["sparsity"], "sparsity": ["images"]}[axis]
-    by = [*(["pattern"] if "pattern" in rows else []), *common, *(["hardware"] if rows["hardware"].nunique() > 1 else [])]
+    """The pictures that the rows of a network can make on a tab: {what they have in common: rows}, those with most healers first.
+
+    Rows that differ in anything but healer, seed and the tab's axis never share a picture; what does not train is in that of every training.
+    """
+    common = [name for name in ("sparsity", "images") if name != axis]
+    by = [*common, *(name for name in ("pattern", "masks", "precision", "hardware") if name in rows and rows[name].nunique() > 1)]
     found = {}
     for values, part in rows.groupby(by, sort=False):
-        if axis == "all" or part[axis].nunique() >= FEWEST[axis]:
-            found[", ".join(_said(name, value) for name, value in zip(by, values))] = part
+        said = [_said(name, value) for name, value in zip(by, values)]
+        for trained, chosen in _trainings(part).items():
+            if axis != "all":
+                chosen = chosen[chosen.groupby("healer")[axis].transform("nunique") > 1]  # one place makes no line
+            if len(chosen) and chosen[axis if axis != "all" else "sparsity"].nunique() >= FEWEST[axis]:
+                found[", ".join([*said, *trained])] = chosen
     return dict(sorted(found.items(), key=lambda item: -item[1]["healer"].nunique()))
 
 
+def _trainings(rows: pd.DataFrame) -> dict[tuple[str, ...], pd.DataFrame]:
+    """Rows by how long and at which rates they trained, where a healer did so in several ways; else all of them."""
+    trained = rows[rows["steps"] > 0]
+    several = [name for name in ("steps", "rate_tuned") if name in rows and (trained.groupby(CELL)[name].nunique() > 1).any()]
+    if not several:
+        return {(): rows}
+    return {
+        tuple(map(_said, several, values)): rows[(rows["steps"] == 0) | rows.index.isin(part.index)] for values, part in trained.groupby(several)
+    }  # fmt: skip
+
+
 def _said(name: str, value: object) -> str:
-    if name == "sparsity":
-        return f"{100 * value:g} %"
-    return f"{value:,.0f} images" if name == "images" else str(value).replace("_", " ")
+    words = {
+        "sparsity": lambda: f"{100 * value:g} %", "images": lambda: f"{value:,.0f} images", "steps": lambda: f"{value:,.0f} steps",
+        "masks": lambda: f"{results.name(value)} masks", "rate_tuned": lambda: "rates tuned" if value else "rates as they come",
+    }  # fmt: skip
+    return words.get(name, lambda: str(value).replace("_", " "))()
 
 
 def _how(network: str, rows: pd.DataFrame) -> str:
     """Network, hardware and recipe of the figures, in a sentence."""
 
-    def of(column: str, form: str) -> str:
-        if column not in rows:
-            return ""
-        known = [f"{value:g}" if isinstance(value, float) else str(value) for value in sorted(rows[column].dropna().unique())]
-        return form.format(" or ".join(known)) if known else ""
+    def of(column: str, form: str, among: pd.DataFrame) -> str:
+        known = sorted(among[column].dropna().unique().tolist()) if column in among else []
+        words = [f"{value:,g}" if isinstance(value, int | float) else str(value) for value in known]
+        return form.format(" or ".join(words) if len(words) < 3 else f"{words[0]} to {words[-1]}") if words else ""
 
-    trained = rows[rows["steps"] > 0]
-    steps = " or ".join(f"{n:,.0f}" for n in sorted(trained["steps"].unique())[:4])
+    shown = rows.assign(sparsity=100 * rows["sparsity"])
+    trained = shown[shown["steps"] > 0]
     parts = [
-        of("hardware", "on {}"), of("images", "{} calibration images"), f"{steps} steps" if steps else "", of("batch_size", "batches of {}"),
-        of("precision", "{}"), results.count(rows["seed"].nunique(), "seed"),
+        of("hardware", "on {}", shown), of("sparsity", "{} % sparsity", shown), of("images", "{} calibration images", shown),
+        of("steps", "{} steps", trained), of("batch_size", "batches of {}", trained), of("precision", "{}", shown),
+        results.count(rows["seed"].nunique(), "seed"),
         f"n = {rows['evaluated'].max():,.0f} evaluation images" if "evaluated" in rows and rows["evaluated"].notna().any() else "",
     ]  # fmt: skip
     called = published.names(network)
-    return f"{called[0] if called else network}, measured with this lab: {', '.join(filter(None, parts))}."
+    name = called[0] if called else "The starter" if network == "starter" else network
+    return f"{name}, measured with this lab: {', '.join(filter(None, parts))}."
 
 
 def _tied(name: str, usual: str, known: list[str]) -> dict[str, object]:

@@ -20,7 +20,7 @@ def label(healer: str) -> str:
     """A healer's name as a person reads it.
 
     >>> label("none"), label("logit_distillation"), label("dense+starfish")
-    ('no healing', 'logit distillation', 'dense + starfish')
+    ('no healing', 'logit distillation', 'dense + STARFISH')
     """
     return "no healing" if healer == "none" else " + ".join(map(results.name, healer.split("+")))
 
@@ -161,7 +161,21 @@ def title(found: pd.DataFrame) -> str:
         return f"No healer is better than none: {share} of dense"
     if others.empty:
         return f"{who} recovers {share} of dense, more than all others"
-    return f"{who} recovers {share} of dense; {_names(others['label'])} not resolved from it"
+    n = "" if pd.isna(best["evaluated"]) else f" (n = {best['evaluated']:,.0f})"
+    return f"{who} recovers {share} of dense; {_names(others['label'])} not resolved from it{n}"
+
+
+def knees(found: pd.DataFrame) -> pd.DataFrame:
+    """Knees by intervals, where the answers themselves are not at hand: the fewest images whose interval overlaps that of the healer's best.
+
+    Columns: healer, knee_images, at_end (nothing fewer than the most tried overlaps). Healers at fewer than three numbers of images have none.
+    """
+    rows = []
+    for healer, curve in found.dropna(subset=["top1"]).sort_values("images").groupby("healer", sort=False):
+        if len(curve) > 2:
+            knee = curve[curve["high"] >= curve.loc[curve["top1"].idxmax(), "low"]].iloc[0]
+            rows.append({"healer": healer, "knee_images": knee["images"], "at_end": knee["images"] == curve["images"].max()})
+    return pd.DataFrame(rows, columns=["healer", "knee_images", "at_end"])
 
 
 def title_course(curves: pd.DataFrame, x: str, *, back: float = 0.9) -> str:
@@ -176,7 +190,7 @@ def title_course(curves: pd.DataFrame, x: str, *, back: float = 0.9) -> str:
 
 def title_over_images(found: pd.DataFrame, knees: pd.DataFrame) -> str:
     """How much data is enough, in words: for the best healer whose knee is known."""
-    best, _ = rivals(found)
+    best, _ = rivals(found[found["healer"] != "none"])
     of_best = knees[knees["healer"] == best["healer"]] if best is not None and len(knees) else knees
     if of_best.empty:
         return "How little data is enough?"
@@ -195,6 +209,10 @@ def title_over_sparsity(found: pd.DataFrame, *, kept: float = 0.9) -> str:
     if enough.empty:
         return f"Nobody keeps {theme.percent(kept, 0)} of dense, even at {theme.percent(there['sparsity'].min(), 0)} sparsity"
     most = enough[enough["sparsity"] == enough["sparsity"].max()]
+    if "none" in set(most["healer"]):  # there nothing needs to heal: what is said is where that ends
+        further = there["sparsity"].max() > most["sparsity"].iloc[0]
+        who = f"Beyond {100 * most['sparsity'].iloc[0]:g} % sparsity nobody keeps" if further else "At every sparsity even no healing keeps"
+        return f"{who} {theme.percent(kept, 0)} of dense"
     best = most.loc[most["share"].idxmax()]
     return f"{theme.sentence(best['label'])} keeps {theme.percent(best['share'], 0)} of dense at {100 * best['sparsity']:g} % sparsity"
 

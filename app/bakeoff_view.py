@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pandas as pd
 import streamlit as st
 
@@ -18,7 +20,7 @@ COLUMNS = {
     "accuracy": st.column_config.TextColumn("Top-1", help="With half of its 95 % Wilson interval; of several seeds the mean of both."),
     "share": _number("Of dense (%)", format="%.1f"),
     "standing": st.column_config.TextColumn("Against the best", help="Not resolved: both intervals overlap, so these images do not tell them apart."),
-    "against": st.column_config.TextColumn("Against starfish", help="On the very same images (McNemar's exact test), which tells more apart."),
+    "against": st.column_config.TextColumn("Against STARFISH", help="On the very same images (McNemar's exact test), which tells more apart."),
     "labels": st.column_config.TextColumn("Labels", help="Whether it used the labels of its images."),
     "sparsity": _number("Sparsity", format="percent"), "images": _number("Images"), "steps": _number("Steps"), "seeds": _number("Seeds"),
     "seconds": _number("Seconds", format="%.3g", help="Repair and training, without measuring and without trying learning rates."),
@@ -41,6 +43,7 @@ CAPTIONS = {
 SCALES = {"seconds": ("Seconds", "Healing time (s)"), "images_seen": ("Images", "Images seen while healing")}
 DETAILS = {"While healing": "healer_curves", "Learning rates": "tuning", "Drift by block": "healer_blocks", "Notes": "notes", "Origin": "provenance"}
 POLL = "2s"
+REPAIR = 20  # steps that a repair counts as in how far a bake-off is
 
 
 def show(run: Run, axis: str) -> None:
@@ -50,8 +53,7 @@ def show(run: Run, axis: str) -> None:
         return
     _head(run)
     if run.status != "done":
-        run_view._why(run)
-        st.caption("Healings that were finished are kept: the same bake-off launched again goes on where this one ended.")
+        _why(run)
         _so_far(run, axis)
         with frame.actions():
             if st.button("Run again", type="primary", icon=":material/replay:", key="bake_again"):
@@ -107,7 +109,7 @@ def literature_said(model: str) -> str:
 def table(rows: pd.DataFrame, paired: pd.DataFrame, *, key: str) -> None:
     """The result table; columns that say nothing here are left out."""
     shown = bakeoff_rows.listed(bakeoff_rows.summary(rows), paired)
-    alike = [name for name in ("sparsity", "images", "seeds") if shown[name].nunique() < 2]
+    alike = [name for name in ("sparsity", "images", "seeds") if shown.loc[shown["seeds"] > 0, name].nunique() < 2]
     empty = [name for name in ("note", "against", "memory") if not shown[name].replace("", None).notna().any()]
     frame.table(shown.drop(columns=[*alike, *empty]), key=key, column_config=COLUMNS, placeholder="–", height=min(560, 38 + 35 * max(len(shown), 2)))
 
@@ -131,10 +133,8 @@ def _live(run_id: int, axis: str) -> None:
         if run.status == "queued":
             run_view._queued(run)
         else:
-            cells = len(run.plan.cells())
-            done = len(live.finished(state.store().events(run_id)))
-            within = min(1.0, run.step / run.steps) if run.step and run.steps and ":" in (run.stage or "") else 0.0
-            st.progress(min(1.0, (done + within) / cells), text=_where(run, done, cells))
+            finished = live.finished(state.store().events(run_id))
+            st.progress(_share(run, finished), text=_where(run, len(finished)))
         _so_far(run, axis)
         with frame.actions():
             st.caption("Close the browser if you like: the bake-off goes on.", width="content")
@@ -143,10 +143,33 @@ def _live(run_id: int, axis: str) -> None:
                 st.rerun()
 
 
-def _where(run: Run, done: int, cells: int) -> str:
+def _why(run: Run) -> None:
+    """What ended a bake-off before its time, and what is left of it."""
+    kept = "Healings that were finished are kept: Run again goes on where this one ended."
+    if run.status == "failed":
+        st.error(f"Bake-off {run.id} stopped: {run.error} {kept}", icon=":material/error:")
+        return
+    number, _, healer = (run.stage or "").partition(": ")
+    where = f" at healing {number}, {bakeoff_rows.label(healer)}" if healer else " before the first healing"
+    st.warning(f"Bake-off {run.id} was cancelled{where}. {kept}", icon=":material/stop_circle:")
+
+
+def _share(run: Run, finished: pd.DataFrame) -> float:
+    """How much of the work is done, counted in steps: a repair counts as a few."""
+    work = [cell.steps or REPAIR for cell in run.plan.cells()]
+    done = finished["steps"].replace(0, REPAIR).sum() if len(finished) else 0
+    within = 0.0
+    if run.step and run.steps and ":" in (run.stage or "") and len(finished) < len(work):
+        within = work[len(finished)] * min(1.0, run.step / run.steps)
+    return min(1.0, float(done + within) / sum(work))
+
+
+def _where(run: Run, done: int) -> str:
     number, _, healer = (run.stage or "").partition(": ")
     now = f"Healing {number}: {bakeoff_rows.label(healer)}" if healer else run_view.STAGES.get(run.stage or "load", "Starting")
-    return f"{now} · {done} of {cells} finished{' · stopping' if run.cancel else ''}"
+    left = f", {results.duration(run.seconds_left)} left of it" if healer and run.seconds_left is not None else ""
+    so_far = f" · {results.duration(time.time() - run.started_at)} so far" if run.started_at else ""
+    return f"{now}{left} · {done} of {len(run.plan.cells())} finished{so_far}{' · stopping' if run.cancel else ''}"
 
 
 def _so_far(run: Run, axis: str) -> None:
@@ -171,25 +194,30 @@ def _courses(run: Run, curves: pd.DataFrame, rows: pd.DataFrame) -> None:
     dense = rows["top1_dense"].max() if len(rows) else None
     sizes = {name: plan.choice(name).batch_size for name in plan.healers}
     shown = bakeoff_rows.curves(curves, dense=dense, labels=_labels(run), batch_sizes=sizes)
-    names = {key: words for key, (words, _) in SCALES.items()}
-    x = st.segmented_control(
-        "Against", list(SCALES), required=True, format_func=names.get, **state.tie_value("bake_x", "seconds", allowed=list(SCALES))
-    )  # fmt: skip
+    x = state.get("bake_x", "seconds", allowed=list(SCALES))
     ended = bakeoff_rows.ended(rows, x, sizes)
+    falling = bool((shown["loss"] > 0).any())
     with st.container(key="pair"):
-        left, right = st.columns(2)
+        left, right = st.columns(2) if falling else (st.container(), st.empty())
         with left:
             if dense == dense and dense:
                 title = bakeoff_rows.title_course(shown, x)
                 fig = charts.course(shown, ended, x=x, title=title, unit=SCALES[x][1], dark=dark, keep=f"{run.id} {x}")
-                frame.chart(fig, key=f"bake_{run.id}_course", caption=CAPTIONS["course"], data=shown)
+                frame.chart(fig, key=f"bake_{run.id}_course", caption=CAPTIONS["course"], data=shown, controls=_scale)
             else:
                 st.caption("Recovered accuracy appears with the first healing that ends.")
                 st.skeleton(height=300)
-        with right:
-            if (shown["loss"] > 0).any():
+        if falling:
+            with right:
                 fig = charts.losses(shown, dark=dark, keep=f"losses {run.id}")
                 frame.chart(fig, key=f"bake_{run.id}_losses", caption=CAPTIONS["losses"], data=shown)
+
+
+def _scale() -> None:
+    """What the chart of the course counts."""
+    names = {key: words for key, (words, _) in SCALES.items()}
+    tied = state.tie_value("bake_x", "seconds", allowed=list(SCALES))
+    st.segmented_control("Against", list(SCALES), required=True, format_func=names.get, label_visibility="collapsed", **tied)
 
 
 def _labels(run: Run) -> dict[str, bool]:

@@ -27,10 +27,10 @@ def short(row: pd.Series | dict) -> str:
     """A row of the list of runs in a few words: its name, or what it did.
 
     >>> short({"id": 7, "name": "", "pattern": "unstructured", "sparsity": 0.9, "method": "starfish"})
-    'Run 7 · 90 % unstructured, starfish'
+    'Run 7 · 90 % unstructured, STARFISH'
     """
     kind = {"n_m": "n:m", "kept": "from its start"}.get(row["pattern"], row["pattern"])
-    what = row["name"] or f"{100 * row['sparsity']:.3g} % {kind}, {row['method']}"
+    what = row["name"] or f"{100 * row['sparsity']:.3g} % {kind}, {' + '.join(map(name, row['method'].split('+')))}"
     return f"Run {row['id']} · {what}"
 
 
@@ -73,7 +73,7 @@ def healing(recipe: Recipe) -> str:
 
     >>> from starfish_lab.recipe import HealingChoice
     >>> healing(Recipe(healing=HealingChoice(steps=200)))
-    'Healed by starfish: 200 steps of 32 on 64 calibration images, Adam, learning rate 0.0006 → 1e-06.'
+    'Healed by STARFISH: 200 steps of 32 on 64 calibration images, Adam, learning rate 0.0006 → 1e-06.'
     >>> healing(Recipe(healing=HealingChoice(repair="dense", method="none")))
     'Repaired by dense, nothing trains.'
     >>> healing(Recipe(healing=HealingChoice(method="none")))
@@ -105,9 +105,11 @@ def healing(recipe: Recipe) -> str:
 
 def name(entry: str) -> str:
     """A registry entry's name as a person reads it."""
-    known = {"ser": "SER", "cast": "CAST", "sparsegpt": "SparseGPT", "n_m": "N:M", "classical_rmt": "classical RMT", "mp_edge": "MP edge",
-             "corp": "CORP", "snows": "SNOWS", "snows_adam": "SNOWS with Adam", "lora": "LoRA", "sparsegpt_update": "SparseGPT update",
-             "adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}  # fmt: skip
+    known = {
+        "ser": "SER", "cast": "CAST", "sparsegpt": "SparseGPT", "n_m": "N:M", "classical_rmt": "classical RMT", "mp_edge": "MP edge",
+        "starfish": "STARFISH", "starfish_plus": "STARFISH+", "corp": "CORP", "snows": "SNOWS", "snows_adam": "SNOWS with Adam", "lora": "LoRA",
+        "sparsegpt_update": "SparseGPT update", "adam": "Adam", "adamw": "AdamW", "sgd": "SGD",
+    }  # fmt: skip
     return known.get(entry, entry.replace("_", " "))
 
 

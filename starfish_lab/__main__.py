@@ -238,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(function: Callable, *, takes_recipe: bool = False) -> argparse.ArgumentParser:
         name = function.__name__.replace("_", "-")
-        sub = commands.add_parser(name, help=function.__doc__.partition("\n")[0], description=function.__doc__)
+        sub = commands.add_parser(name, help=function.__doc__.partition("\n")[0].replace("%", "%%"), description=function.__doc__)
         sub.add_argument("--json", action="store_true", help="print the table as JSON")
         if takes_recipe:
             sub.add_argument("recipe", nargs="?", help="a recipe JSON file or a key of presets; without it, the default recipe")

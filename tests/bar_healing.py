@@ -1,6 +1,6 @@
 """Every healer under one protocol on real networks: the table of assets/measured/healing.csv.
 
-    python tests/bars.py healing network=vit|resnet|starter [masks=magnitude|aligned|…] [sparsities=.75] [images=400] [steps=130]
+    python tests/bars.py healing network=vit|resnet|starter [score=magnitude|aligned|…] [sparsities=.75] [images=400] [steps=130]
         [seeds=0] [healers=none,starfish,…] [rates=0.3,1,3] [precision=bf16] [csv=healing.csv] [cells=FOLDER]
 
 A bake-off (`starfish_lab.bakeoff`) on the starter, or on the kit's ViT-Tiny or ResNet-20. Calibration images are training images,
@@ -34,15 +34,15 @@ KEY = ["network", "masks", "healer", "seed", "sparsity", "images", "steps", "pre
 
 
 def main(
-    *, network: str = "vit", masks: str = "magnitude", sparsities: str = "0.75", images: str = "", steps: str = "", seeds: str = "0",
+    *, network: str = "vit", score: str = "magnitude", sparsities: str = "0.75", images: str = "", steps: str = "", seeds: str = "0",
     healers: str = "", rates: str = "", tuning: str = "", precision: str = "float32", csv: str = "healing.csv", cells: str = "cells",
     device: str = "cpu",
 ) -> None:  # fmt: skip
     path = Path(csv)
     dense, recipe = {"vit": _vit, "resnet": _resnet, "starter": _starter}[network](Path(cells))
     numbers = tuple(map(int, images.split(","))) if images else (recipe.images.calibration,)
-    options = {"precision": precision} if masks == "aligned" else {}
-    recipe = _with(recipe, pruning=PruningChoice(score=masks, exclude=recipe.pruning.exclude, score_options=options), precision=precision)
+    options = {"precision": precision} if score == "aligned" else {}
+    recipe = _with(recipe, pruning=PruningChoice(score=score, exclude=recipe.pruning.exclude, score_options=options), precision=precision)
     plan = BakeOff(
         recipe=recipe, healers=tuple(healers.split(",")) if healers else (*UNLABELLED, "cross_entropy"), images=numbers,
         sparsities=tuple(map(float, sparsities.split(","))), steps=tuple(map(int, steps.split(","))) if steps else (),
@@ -50,7 +50,7 @@ def main(
         tuning_steps=int(tuning) if tuning else None,
     )  # fmt: skip
     report = run(plan, dense=dense, reporter=Said(), folder=Path(cells), device=device)
-    rows = _rows(report, network, masks)
+    rows = _rows(report, network, score)
     known = pd.read_csv(path) if path.exists() else rows.iloc[:0]
     whole = pd.concat([known, rows], ignore_index=True).drop_duplicates(KEY, keep="last")
     whole.sort_values(KEY).to_csv(path, index=False)
@@ -62,11 +62,11 @@ class Said(Reporter):
         print(text, flush=True)
 
 
-def _rows(report: Report, network: str, masks: str) -> pd.DataFrame:
+def _rows(report: Report, network: str, score: str) -> pd.DataFrame:
     """The healers' rows, each with what it takes to know where it comes from."""
     facts = report.frame("provenance").set_index("name")["value"]
     where = {
-        "network": {"vit": "vit_tiny_tinyimagenet200", "resnet": "resnet20_cifar10", "starter": "starter"}[network], "masks": masks,
+        "network": {"vit": "vit_tiny_tinyimagenet200", "resnet": "resnet20_cifar10", "starter": "starter"}[network], "masks": score,
         "pattern": "unstructured", "hardware": f"{facts['hardware.device_name']}, {facts['hardware.threads']} threads",
         "torch": facts["version.torch"], "timm": facts["version.timm"], "measured_at": facts["measured_at"], "weights": facts["weights_sha256"][:12],
     }  # fmt: skip

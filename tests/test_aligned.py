@@ -14,6 +14,8 @@ from starfish_lab.errors import RecipeError
 from starfish_lab.healing import REPAIRS
 from starfish_lab.healing.heal import heal
 from starfish_lab.healing.methods import starfish, starfish_plus
+from starfish_lab.measure.certificate_layers import head_rows, layer_rows
+from starfish_lab.measure.certificates import certify
 from starfish_lab.models.loading import wrap
 from starfish_lab.models.network import Network, prunable
 from starfish_lab.models.states import BlockStates
@@ -83,6 +85,33 @@ def test_each_layer_solves_for_what_the_stream_lacks(vit):
             np.testing.assert_allclose(module.weight.detach().numpy()[row, kept], expected[:-1], rtol=2e-3, atol=2e-4)
             np.testing.assert_allclose(module.bias.detach().numpy()[row], expected[-1], rtol=2e-3, atol=2e-4)
             assert not module.weight.detach().numpy()[row, ~kept].any()
+
+
+def test_a_channel_that_the_layer_scale_drops_does_no_harm(vit):
+    for block in vit.module.blocks:
+        if hasattr(block.ls1, "gamma"):
+            block.ls1.gamma.data[3] = 0
+    masks = half(vit)
+    student = pruned(vit, masks)
+    before = distance(vit, student, images_for(vit, 20))
+    one = session(vit, masks, images=images_for(vit, 20), student=student)
+    REPAIRS.get("aligned")(one, mirrored=False)
+    assert all(value.isfinite().all() for value in student.module.state_dict().values())
+    assert distance(vit, student, one.calibration) < 0.5 * before
+
+
+def test_certificates_know_biases_that_moved():
+    """A head alone: what its layer changes is what the network changes."""
+    dense = Network.of(torch.nn.Sequential(torch.nn.Linear(5, 3)), blocks=["0"], input_size=(5,))
+    images = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+    result = make_masks(dense, PruningChoice(score="aligned", sparsity=0.4), calibration=images + 1)
+    student = pruned(dense, result.masks, result.weights, result.biases)
+    assert not torch.equal(student.module[0].bias, dense.module[0].bias)
+    (whole,) = certify(dense, student, images).summary
+    head = head_rows(dense, student, images, layers=["0"], sparsity=0.4)
+    (layer,) = layer_rows(dense, student, ["0"], images)
+    for row in (*head.summary, *head.layers, layer):
+        assert row["mean_change"] == pytest.approx(whole["mean_change"], rel=1e-4)
 
 
 def test_the_last_state_comes_nearer_than_by_least_squares_on_each_layer(vit):

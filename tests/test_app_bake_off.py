@@ -99,7 +99,7 @@ def only(app) -> pd.DataFrame:
 
 def test_nothing_baked_yet_says_what_will_be_here_and_the_button_brings_it(store):
     app = open_page("bake_off", sparsity=0.8, steps=50)
-    assert unharmed(app) and "Nothing was baked here yet" in said(app) and not charts(app)
+    assert unharmed(app) and "No bake-off here yet" in said(app) and not charts(app)
     assert app.multiselect[0].value[0] == "none" and "starfish" in app.multiselect[0].value
     button(app, "Heal with all").click().run()
     (listed,) = store.runs(kind="bakeoff").to_dict("records")
@@ -169,7 +169,7 @@ def test_curves_appear_while_healers_are_at_work(store):
     assert unharmed(app)
     course, losses = charts(app).values()
     (bar,) = app.get("progress")
-    assert bar.proto.value == 70 and "cross entropy" in bar.proto.text and "3 of 5 finished" in bar.proto.text
+    assert bar.proto.value == 55 and "cross entropy" in bar.proto.text and "3 of 5 finished" in bar.proto.text
     lines = traces(course)
     assert lines["logit distillation"]["x"] == [0, 2, 4, 6, 8, 10] and lines["logit distillation"]["y"][-1] == pytest.approx(90 * IMAGES / DENSE)
     assert lines["least squares, ended"]["x"] == [0.5] and lines["least squares, ended"]["y"][0] == pytest.approx(100 * 300 / DENSE)
@@ -188,14 +188,14 @@ def test_the_result_says_who_recovers_most_and_what_is_not_resolved(store):
     app = open_page("bake_off")
     assert unharmed(app)
     (title,) = charts(app)
-    assert title == "Starfish recovers 95.3 % of dense; logit distillation is not resolved from it"
+    assert title == "STARFISH recovers 95.3 % of dense; logit distillation is not resolved from it (n = 540)"
     found = only(app).set_index("healer")
-    assert list(found.index) == ["starfish", "logit distillation", "cross entropy", "least squares", "no healing"]
-    assert found.loc["starfish", "standing"] == "the best" and found.loc["logit distillation", "standing"] == "not resolved (−0.9 pp)"
+    assert list(found.index) == ["STARFISH", "logit distillation", "cross entropy", "least squares", "no healing"]
+    assert found.loc["STARFISH", "standing"] == "the best" and found.loc["logit distillation", "standing"] == "not resolved (−0.9 pp)"
     assert found.loc["cross entropy", "standing"] == "−6.5 pp" and found.loc["cross entropy", "labels"] == "yes"
     assert found.loc["none" if "none" in found.index else "no healing", "against"] == "3.0 pp lower (n = 540)" and "note" not in found
     low, high = wilson(505, IMAGES)
-    assert found.loc["starfish", "accuracy"] == f"{100 * 505 / IMAGES:.1f} ± {50 * (high - low):.1f} %" and found.loc["starfish", "memory"] == 3
+    assert found.loc["STARFISH", "accuracy"] == f"{100 * 505 / IMAGES:.1f} ± {50 * (high - low):.1f} %" and found.loc["STARFISH", "memory"] == 3
 
 
 def test_it_says_whether_drift_alone_would_have_picked_the_best(store):
@@ -213,7 +213,7 @@ def test_three_seeds_are_one_mark_with_their_mean(store):
     baked(store, plan(seeds=(0, 1, 2)), right=lambda cell: RIGHT[cell.healer] + 10 * cell.seed)
     app = open_page("bake_off")
     (chart,) = charts(app).values()
-    assert traces(chart)["starfish"]["x"] == [pytest.approx(100 * 515 / DENSE)] and len(traces(chart)["starfish, seeds"]["x"]) == 3
+    assert traces(chart)["STARFISH"]["x"] == [pytest.approx(100 * 515 / DENSE)] and len(traces(chart)["STARFISH, seeds"]["x"]) == 3
     found = only(app).set_index("healer")
     assert found.loc["no healing", "against"] == "lower in 2 of 3" and (found["steps"] >= 0).all()
 
@@ -243,7 +243,7 @@ def test_the_images_axis_is_logarithmic_and_marks_the_knee(store):
     store.finish(run, found)
     app = open_page("bake_off", axis="images")
     ((title, chart),) = charts(app).items()
-    assert title == "64 images are enough for starfish: more change nothing resolved"
+    assert title == "64 images are enough for STARFISH: more change nothing resolved"
     assert chart["layout"]["xaxis"]["type"] == "log" and chart["layout"]["xaxis"]["tickvals"] == [8, 64, 192]
     assert len(traces(chart)["knee"]["x"]) == 1 and traces(chart)["knee"]["x"][0] == pytest.approx(64, rel=0.05)
     assert not charts(open_page("bake_off"))  # of another tab
@@ -253,7 +253,7 @@ def test_the_sparsity_axis_says_how_far_it_goes_and_names_the_published_claim(st
     baked(store, plan(sparsities=(0.5, 0.9)), right=lambda cell: 528 if cell.sparsity == 0.5 else RIGHT[cell.healer])
     app = open_page("bake_off", axis="sparsity")
     (title,) = charts(app)
-    assert title == "Starfish keeps 95 % of dense at 90 % sparsity"
+    assert title == "STARFISH keeps 95 % of dense at 90 % sparsity"
     assert "DeiT-B at 75 % sparsity: 82 % for STARFISH and 40 % for best competing recovery (arXiv 2606.01126" in said(app)
 
 
@@ -296,13 +296,34 @@ def test_delivered_figures_stand_below_with_their_hardware_and_the_claim_hollow(
     (chart,) = charts(app).values()
     hollow = [trace for trace in chart["data"] if str(trace["marker"]["symbol"]).endswith("-open")]
     assert [trace["y"] for trace in hollow] == [[pytest.approx(82)], [pytest.approx(40)]] and all(trace["x"] == [75] for trace in hollow)
-    assert traces(chart)["starfish"]["marker"]["symbol"] == "diamond"
+    assert traces(chart)["STARFISH"]["marker"]["symbol"] == "diamond"
+
+
+def test_delivered_trainings_of_different_length_share_no_picture(store, delivered):
+    delivered(plan(steps=(20, 100)), network="starter", hardware="CPU")
+    app = open_page("bake_off", measured_all="90 %, 64 images, 100 steps")
+    at = next(box for box in app.selectbox if box.label == "At")
+    assert unharmed(app) and list(at.options) == ["90 %, 64 images, 20 steps", "90 %, 64 images, 100 steps"]
+    (chart,) = charts(app).values()
+    names = [trace["name"] for trace in chart["data"]]
+    assert sorted(names) == sorted({bakeoff_rows.label(healer) for healer in RIGHT})  # repairs too, and each once
+    assert "100 steps" in said(app) and "20 or 100" not in said(app)
+
+
+def test_a_knee_by_intervals_and_a_sparsity_beyond_which_nobody_keeps():
+    cells = plan(healers=("starfish",), images=(8, 16, 64)).cells()
+    found = bakeoff_rows.summary(pd.DataFrame([row(cell, right) for cell, right in zip(cells, (300, 495, 500))]))
+    assert bakeoff_rows.knees(found).to_dict("records") == [{"healer": "starfish", "knee_images": 16, "at_end": False}]
+    assert bakeoff_rows.knees(found[:2]).empty
+    sparse = plan(healers=("none", "starfish"), sparsities=(0.3, 0.9))
+    rows = bakeoff_rows.summary(pd.DataFrame([row(cell, 520 if cell.sparsity == 0.3 else 200) for cell in sparse.cells()]))
+    assert bakeoff_rows.title_over_sparsity(rows) == "Beyond 30 % sparsity nobody keeps 90 % of dense"
 
 
 def test_a_delivered_file_without_what_is_needed_is_as_none(store, delivered):
     delivered(plan())  # no network, no hardware
     app = open_page("bake_off")
-    assert unharmed(app) and "Nothing was baked here yet" in said(app)
+    assert unharmed(app) and "No bake-off here yet" in said(app)
 
 
 # -- looks ------------------------------------------------------------------------------------------------------------------------
@@ -324,7 +345,7 @@ def test_healers_look_different_and_starfish_is_teal(dark):
 def test_names_at_the_ends_of_lines_never_stand_on_each_other():
     rows = bakeoff_rows.summary(pd.DataFrame([row(cell, 500 + i) for i, cell in enumerate(plan(images=(8, 16)).cells())]))
     fig = figures.over(rows, "images", title="?")
-    heights = sorted(note.y for note in fig.layout.annotations)
+    heights = sorted(note.y for note in fig.layout.annotations if note.text != "dense")
     assert len(heights) == len(RIGHT) and min(b - a for a, b in zip(heights, heights[1:])) * (fig.layout.height - 130) >= figures.LABEL_GAP - 1e-6
     assert heights[0] >= 0 and heights[-1] <= 1
 

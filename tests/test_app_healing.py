@@ -34,7 +34,7 @@ def test_every_method_and_repair_is_offered_with_what_it_does_and_whether_it_use
     app = open_page("prune_and_heal", new=1, repair="dense", heal="cross_entropy")
     method, repair = app.selectbox(key="choice.healing"), app.selectbox(key="choice.repair")
     assert len(method.options) == len(METHODS.names()) and len(repair.options) == len(REPAIRS.names())
-    assert "cross entropy (labels)" in method.options and "starfish" in method.options
+    assert "cross entropy (labels)" in method.options and "STARFISH" in method.options
     for name in METHODS.names():
         assert METHODS.describe(name) in method.help
     for name in REPAIRS.names():
@@ -140,7 +140,7 @@ def test_a_method_comes_with_the_repair_it_is_known_with(store):
     app.selectbox(key="choice.healing").set_value("starfish").run()
     button(app, "Prune & heal").click().run()
     made = [store.run(number).recipe.healing for number in (1, 2)]
-    assert [(each.repair, each.method, each.learning_rate) for each in made] == [("none", "starfish_plus", 1e-3), ("none", "starfish", 6e-4)]
+    assert [(each.repair, each.method, each.learning_rate) for each in made] == [("none", "starfish_plus", 2e-3), ("none", "starfish", 6e-4)]
 
 
 def test_names_in_words():

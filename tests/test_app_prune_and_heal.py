@@ -333,7 +333,7 @@ def test_the_list_of_runs_says_the_sparsity_of_the_start_where_nothing_more_goes
         store.submit(Recipe(start=start, pruning=PruningChoice(pattern="kept")))
     runs = store.runs().set_index("id")
     assert list(runs.loc[[1, 2], "sparsity"]) == [0.35, 0.0]
-    assert results.short(store.runs().iloc[-1]) == "Run 1 · 35 % from its start, starfish"
+    assert results.short(store.runs().iloc[-1]) == "Run 1 · 35 % from its start, STARFISH"
 
 
 def test_a_run_without_a_past_has_no_such_part(store):

@@ -53,7 +53,7 @@ def test_a_healer_has_its_whole_name_and_a_bake_off_opens_on_its_page(store):
     baked = store.submit(BakeOff(healers=("starfish", "none"), sparsities=(0.5, 0.75)), "bakeoff")
     store.finish(baked, Report())
     table = _table(open_page("runs")).set_index("Run")
-    assert table.loc[1, "Method"] == "least squares + starfish" and table.loc[baked, "Method"] == "2 healers"
+    assert table.loc[1, "Method"] == "least squares + STARFISH" and table.loc[baked, "Method"] == "2 healers"
     assert table.loc[baked, "Status"] == "baked" and table.loc[baked, "Sparsity (%)"] == 75
     app = open_page("runs", runs=baked)
     assert "Clone" not in labels(app) and button(app, "Compare").disabled

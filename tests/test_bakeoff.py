@@ -119,6 +119,14 @@ def test_a_plan_survives_json_and_names_what_is_wrong():
         replace(PLAN, sparsities=(0.5, 0.6), recipe=replace(RECIPE, pruning=PruningChoice(pattern="n_m")))
 
 
+def test_a_network_without_a_digest_is_known_by_its_weights(tiny_vit):
+    """The same folder with another network of one's own must not answer with the first one's cells."""
+    other = tiny_vit.copy()
+    other.module.head.weight.data.add_(1)
+    first, second = (run.cell_key(PLAN, PLAN.cells()[0], network, "cpu") for network in (tiny_vit, other))
+    assert tiny_vit.weights_sha256 == other.weights_sha256 == "" and first != second
+
+
 def test_cells_share_images_before_healers_change_and_repairs_have_no_steps():
     plan = replace(PLAN, steps=(3, 5), seeds=(0, 1), sparsities=(0.5, 0.75))
     cells = plan.cells()

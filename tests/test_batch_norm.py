@@ -8,7 +8,7 @@ from test_healing import half, lively
 from test_starfish import images_for, pruned, session_of
 from torch import nn
 
-from starfish_lab.errors import RecipeError
+from starfish_lab.errors import ImagesError, RecipeError
 from starfish_lab.healing.heal import heal
 from starfish_lab.healing.repairs import batch_norm, variance_matching
 from starfish_lab.models.network import Network
@@ -78,6 +78,13 @@ def test_recalibration_leaves_the_dense_network_and_dropout_alone():
 def test_a_network_without_batch_norm_is_refused_in_a_sentence(tiny_vit):
     with pytest.raises(RecipeError, match="tiny_vit has no batch norm with running statistics"):
         batch_norm.repair(session_of(tiny_vit, tiny_vit.copy(), images_for(tiny_vit, 4)))
+
+
+def test_one_image_that_ends_in_one_place_is_refused_in_a_sentence(tiny_resnet):
+    masks = half(tiny_resnet)
+    student = pruned(tiny_resnet, masks)
+    with pytest.raises(ImagesError, match="batch norm needs two at this image size"):
+        heal(tiny_resnet, student, masks, images_for(tiny_resnet, 1), HealingChoice(method="none", repair="batch_norm"))
 
 
 def test_channels_get_the_dense_variance():

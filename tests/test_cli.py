@@ -26,6 +26,12 @@ def _sets() -> list[str]:
     return [word for change in QUICK for word in ("--set", change)]
 
 
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    assert left.value.code == 0 and "bakeoff" in capsys.readouterr().out
+
+
 def test_models_offers_the_starter_and_the_papers_six_first(capsys):
     status, rows, _ = _call(capsys, "models")
     assert status == 0 and len(rows) == 7 and rows[0] == {"model": "starter", "weights": "bundled"}

@@ -132,6 +132,14 @@ def test_moments_batch_by_batch_are_those_of_all_rows():
     torch.testing.assert_close(seen.second, x.T @ x / len(x), rtol=1e-6, atol=0)
 
 
+def test_rows_in_bfloat16_are_summed_in_float32():
+    x = (torch.randn(4000, 5, generator=torch.Generator().manual_seed(0)) @ torch.randn(5, 5)).bfloat16()
+    seen = Moments()
+    for part in x.split(500):
+        seen.add(part)
+    torch.testing.assert_close(seen.covariance, x.double().T.cov(correction=0), rtol=1e-4, atol=1e-4)
+
+
 def test_shrinkage_by_hand():
     assert compensation.oas(torch.diag(torch.tensor([1.0, 3.0])), 10) == pytest.approx(16 / 20)  # ((1 − 1) 10 + 16) / ((10 + 1 − 1)(10 − 16 / 2))
     assert compensation.oas(torch.eye(3), 10) == 1.0

@@ -96,6 +96,17 @@ def test_moments_are_those_of_one_plain_pass(network, memory):
             assert moments.rows == len(x)
 
 
+def test_inputs_that_hardly_vary_keep_their_digits():
+    """About a mean of 30 and a deviation of 0.001, E[x xᵀ] in float32 holds the mean's rounding and nothing of the variance."""
+    dense = Network.of(nn.Sequential(nn.Linear(6, 4)), blocks=["0"], input_size=(6,))
+    images = 30 + 1e-3 * torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    (found,) = next(iter(walk(session(dense, {}, images=images), ["0"], inputs="pruned"))).values()
+    x, weight = images.double().numpy(), dense.module[0].weight.detach().double().numpy()
+    covariance = (found.second - torch.outer(found.mean, found.mean)).numpy()
+    assert np.allclose(covariance, np.cov(x.T, bias=True), rtol=1e-3, atol=1e-9)
+    assert np.allclose((found.cross - torch.outer(found.mean, found.target)).numpy(), np.cov(x.T, bias=True) @ weight.T, rtol=0.05, atol=3e-8)
+
+
 def test_a_look_sees_what_earlier_repairs_changed(network):
     one = session(network, half(network))
     means = {}
@@ -121,6 +132,16 @@ def test_a_block_is_entered_from_the_block_before(tiny_vit, memory, passes):
     one.student.module.patch_embed.register_forward_hook(lambda *_: runs.append(1))
     list(walk(one, repairable(one, one.masks), inputs="pruned", targets=None))
     assert len(runs) == passes
+
+
+def test_targets_are_heard_before_what_follows_works_in_place():
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(inplace=True)) for _ in range(3)]
+    dense = Network.of(nn.Sequential(*blocks).eval(), blocks=["0", "1", "2"], input_size=(3, 8, 8), states="image")
+    for found in walk(session(dense, {}, student=dense.copy()), ["0.0", "1.0", "2.0"], inputs="pruned"):
+        ((name, moments),) = found.items()
+        weight, bias = layer_of(dense, name)
+        assert torch.allclose(moments.target, weight @ moments.mean + bias, atol=1e-6), name
 
 
 @pytest.mark.parametrize("asked, memory, counted", [(50, 1e9, 50), (10**6, 0.0, 1)])

@@ -63,9 +63,9 @@ def by_healer(
     `found` is a summary (`app.bakeoff_rows.summary`) of one sparsity and number of images, `seeds` its rows seed by seed (healer, share).
     `literature` (label, share, source) stands below them, hollow.
     """
-    shown = found.dropna(subset=["share"]).sort_values("share")
+    shown = found.dropna(subset=["share"])[::-1].sort_values("share", kind="stable")  # of equals the first stands on top
     published = [] if literature is None else list(literature.sort_values("share").itertuples())
-    fig = theme.figure(title, dark=dark, height=130 + 44 * max(len(shown) + len(published), 1), x=SHARE, keep=keep)
+    fig = theme.figure(title, dark=dark, height=130 + _row_height(len(shown) + len(published)), x=SHARE, keep=keep)
     for row in published:
         fig.add_scatter(
             x=[100 * row.share], y=[row.label], mode="markers", name=row.label, showlegend=False, cliponaxis=False, marker=_hollow(row.label, dark),
@@ -91,7 +91,7 @@ def by_healer(
         "text": "dense", "font": {"size": 12, "color": theme.stage_colour("dense", dark)}}, annotation_position="top")  # fmt: skip
     fig.update_yaxes(categoryorder="array", categoryarray=[row.label for row in [*published, *shown.itertuples()]], showgrid=False)
     fig.update_yaxes(range=[-0.6, len(published) + len(shown) - 0.3])
-    fig.update_xaxes(rangemode="tozero")
+    fig.update_xaxes(range=[-2, max([102.0, *(100 * shown["share_high"] + 1)])])
     for row in [*published, *shown.itertuples()]:
         text = f"{100 * row.share:.{0 if row in published else 1}f} %"
         fig.add_annotation(xref="paper", x=1, xanchor="left", xshift=8, y=row.label, text=text, showarrow=False, font={"size": 12})
@@ -109,7 +109,7 @@ def over(
     """
     fig = theme.figure(title, dark=dark, height=460, x=AXES[axis], y=SHARE, keep=keep)
     shown = found.dropna(subset=["share"]).sort_values(axis)
-    styles, ends = looks(found, dark=dark), []
+    styles, ends, last = looks(found, dark=dark), [], []
     healers = list(dict.fromkeys(shown["healer"]))
     halo = {} if knees is None else dict(zip(knees["healer"], knees["knee_images"]))
     for place, healer in enumerate(healers):
@@ -122,7 +122,10 @@ def over(
                 marker={"symbol": "circle", "size": 24, "color": theme.tint(look.colour, 0.28)},
             )  # fmt: skip
         fig.add_trace(_line(rows, x, axis, look))
-        ends.append((rows["label"].iloc[-1], np.log10(x[-1]) if axis == "images" else x[-1], 100 * rows["share"].iloc[-1], look.colour))
+        ends.append([rows["label"].iloc[-1], np.log10(x[-1]) if axis == "images" else x[-1], 100 * rows["share"].iloc[-1], look.colour])
+        last.append(rows[axis].iloc[-1] == shown[axis].max())
+    edge = max((end[1] for end in ends), default=0.0)
+    ends = [(name, edge if at_edge else x, y, colour) for (name, x, y, colour), at_edge in zip(ends, last)]  # names in a column beside the last marks
     top, bottom = _limits(100 * shown["share_high"], 100 * shown["share_low"])
     if literature is not None and len(literature):
         for i in range(len(literature)):
@@ -134,8 +137,9 @@ def over(
         fig.update_xaxes(type="log", tickmode="array", tickvals=ticks, ticktext=[f"{int(n):,}" for n in ticks])
         fig.update_xaxes(range=[np.log10(ticks[0]) - 0.06, np.log10(ticks[-1]) + 0.05] if ticks else None)
     else:
+        fig.update_xaxes(tickmode="array", tickvals=[100 * s for s in ticks], ticktext=[f"{100 * s:g}" for s in ticks])
         fig.update_xaxes(range=[100 * ticks[0] - 2, 100 * ticks[-1] + 1.5] if ticks else None)
-    fig.add_hline(y=100, line={"color": theme.stage_colour("dense", dark), "width": 1, "dash": "dot"})
+    _dense(fig, dark)
     return _named(fig, ends, bottom, top, dark)
 
 
@@ -167,7 +171,7 @@ def course(curves: pd.DataFrame, found: pd.DataFrame, *, x: str, title: str, uni
     fig.update_yaxes(range=[bottom, top])
     reach = max([0.0, *curves[x].dropna(), *found["at"].dropna()])
     fig.update_xaxes(range=[-0.02 * reach, 1.02 * reach] if reach else None)
-    fig.add_hline(y=100, line={"color": theme.stage_colour("dense", dark), "width": 1, "dash": "dot"})
+    _dense(fig, dark)
     return _named(fig, ends.values(), bottom, top, dark)
 
 
@@ -227,6 +231,18 @@ def _error(row, colour: str) -> dict[str, object]:
     }  # fmt: skip
 
 
+def _row_height(rows: int) -> int:
+    """Pixels that so many rows of names take: closer together where there are many."""
+    return (44 if rows <= 8 else 32) * max(rows, 1)
+
+
+def _dense(fig: go.Figure, dark: bool) -> None:
+    """The dense network's level, named at its right end: names of fast healers stand at the left one."""
+    colour = theme.stage_colour("dense", dark)
+    said = {"text": "dense", "font": {"size": 12, "color": colour}}
+    fig.add_hline(y=100, line={"color": colour, "width": 1, "dash": "dot"}, annotation=said, annotation_position="top right")
+
+
 def _aside(values: pd.Series, axis: str, place: float) -> np.ndarray:
     """Where a healer's marks stand: a little beside its neighbours', so that intervals do not hide one another."""
     return values.to_numpy() * 1.015**place if axis == "images" else 100 * values.to_numpy() + 0.25 * place
@@ -234,7 +250,7 @@ def _aside(values: pd.Series, axis: str, place: float) -> np.ndarray:
 
 def _limits(high: pd.Series, low: pd.Series) -> tuple[float, float]:
     """(top, bottom) of an axis of shares in percent, dense within."""
-    return max(104.0, float(high.max()) + 2 if len(high) else 0.0), max(0.0, float(low.min()) - 4) if len(low) else 0.0
+    return max(106.0, float(high.max()) + 2 if len(high) else 0.0), max(0.0, float(low.min()) - 4) if len(low) else 0.0
 
 
 def _named(fig: go.Figure, ends: Iterable[tuple[str, float, float, str]], bottom: float, top: float, dark: bool) -> go.Figure:
@@ -253,8 +269,8 @@ def _named(fig: go.Figure, ends: Iterable[tuple[str, float, float, str]], bottom
         places[i] = min(places[i], ceiling)
     for (name, x, _, colour), place in zip(ordered, places):
         fig.add_annotation(
-            xref="x", x=x, xanchor="left", xshift=10, yref="y domain", y=(place - bottom) / (top - bottom), text=name, showarrow=False,
-            font={"size": 12, "color": colour}, align="left", bgcolor=theme.tint(theme.paper(dark), 0.7),
+            xref="x", x=x, xanchor="left", xshift=10, yref="y domain", y=(place - bottom) / (top - bottom), yanchor="middle", text=name,
+            showarrow=False, font={"size": 12, "color": colour}, align="left", bgcolor=theme.tint(theme.paper(dark), 0.7),
         )  # fmt: skip
     return fig.update_layout(margin_r=24 + int(6.6 * max(len(line) for end in ordered for line in end[0].split("<br>"))), margin_t=56)
 

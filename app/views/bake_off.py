@@ -14,10 +14,10 @@ from starfish_lab.errors import LabError, StoreError
 
 KNOWN = 100  # newest bake-offs that are looked through
 EMPTY = {
-    "all": "Nothing was baked here yet. One press heals one pruned network with every chosen healer, on the same images, and puts them side by side: "
+    "all": "No bake-off here yet. One press heals one pruned network with every chosen healer, on the same images, and puts them side by side: "
     "how much of the dense accuracy each recovers, in what time and memory, and which of them these images tell apart.",
-    "images": "Nothing was baked here yet. One press heals with a few images, then with more and more, and marks where more change nothing.",
-    "sparsity": "Nothing was baked here yet. One press prunes further and further, and shows up to where each healer brings the network back.",
+    "images": "No bake-off here yet. One press heals with a few images, then with more and more, and marks where more change nothing.",
+    "sparsity": "No bake-off here yet. One press prunes further and further, and shows up to where each healer brings the network back.",
 }
 
 
@@ -65,7 +65,8 @@ def _short(number: int) -> str:
         run = state.store().run(number)
     except LabError:
         return str(number)
-    return f"{number} · {run.name or run.recipe.model.name} · {results.count(len(run.plan.healers), 'healer')} · {run.status}"
+    what = results.pattern(run.recipe.pruning) if not run.plan.sparsities else run.recipe.pruning.pattern
+    return f"{number} · {run.name or run.recipe.model.name}, {what} · {results.count(len(run.plan.healers), 'healer')} · {run.status}"
 
 
 profile = profiles.find()

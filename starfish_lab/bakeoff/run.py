@@ -141,7 +141,8 @@ def cell_key(plan: BakeOff, cell: Cell, dense: Network, device: str) -> str:
     recipe, choice = plan.cell_recipe(cell.seed, cell.sparsity).to_dict(), plan.cell_choice(cell)
     return fingerprint({
         "lab": __version__, "source": [_source(METHODS, choice.method), _source(REPAIRS, choice.repair)], "choice": dataclasses.asdict(choice),
-        "recipe": {part: recipe[part] for part in ("model", "images", "start", "tokens", "pruning")}, "weights": dense.weights_sha256,
+        "recipe": {part: recipe[part] for part in ("model", "images", "start", "tokens", "pruning")},
+        "weights": dense.weights_sha256 or fingerprint(dense.module.state_dict()),
         "masks_from": plan.fewest, "images": cell.images, "snapshots": plan.recipe.measure.snapshots,
         "tuning": [plan.rates, plan.tuning_steps, plan.held_out] if cell.steps else [],
         "machine": hardware.fingerprint(device)["fingerprint"], "teacher_memory": settings.TEACHER_MEMORY_GB(),

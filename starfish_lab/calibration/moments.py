@@ -72,7 +72,7 @@ def walk(
         checks.one_of("healing.repair_options.targets", targets, TARGETS)
     paired = inputs == "pruned" and targets is not None
     if paired:
-        pair.check_same_tokens("This repair")
+        pair.check_same_tokens("Fitting layer by layer")
     network = pair.dense if inputs == "dense" else pair.student
     replay = Replay(pair, network, mirrored=mirrored)
     answers = Replay(pair, pair.dense, mirrored=mirrored)
@@ -149,8 +149,8 @@ class _Wanted:
         y = _flat(layer, seen.y)
         if seen.stream is None:
             return y
-        gain = self._pair.dense.module.get_submodule(self._streams[name].gain).gamma if self._streams[name].gain else 1.0
-        return y + sign * _flat(layer, seen.stream) / gain
+        gain = self._pair.dense.module.get_submodule(self._streams[name].gain).gamma if self._streams[name].gain else torch.ones(1).to(y)
+        return y + sign * _flat(layer, seen.stream) / gain.where(gain != 0, torch.inf)  # a channel that is scaled to nothing makes up for nothing
 
     def _room(self, seen: dict[str, Seen]) -> int:
         """Rows of a chunk that can be kept for all chunks."""
@@ -160,17 +160,20 @@ class _Wanted:
 
 
 class _Sums:
-    """Running sums of one layer."""
+    """Running sums of one layer, about the mean of its first rows: so inputs that hardly vary about a large mean cost no digits."""
 
     def __init__(self, pair: Pair, name: str, layer: nn.Module, second: bool, rows: int):
         self._layer, self._second, self._most = layer, second, rows
         self._draw = _generator(pair, name)
         self._sums: dict[str, Tensor] = {}
+        self._pivot: Tensor | None = None
         self._rows = 0
 
     def add(self, met: Tensor, wanted: Callable[[Tensor], Tensor] | None) -> None:
         """What the layer meets in a chunk; `wanted` gives its targets at the rows that count."""
         x, chosen = rows_met(self._layer, met.float(), self._most, self._draw)  # (rows, cols)
+        self._pivot = x.mean(0) if self._pivot is None else self._pivot
+        x = x - self._pivot
         found = {"mean": x.sum(0)}
         if self._second:
             found["second"] = x.T @ x
@@ -184,8 +187,14 @@ class _Sums:
         self._rows += len(x)
 
     def moments(self) -> InputMoments:
-        mean = {name: self._sums[name] / self._rows if name in self._sums else None for name in ("mean", "second", "target", "cross")}
-        return InputMoments(**mean, rows=self._rows)
+        about = {name: self._sums[name] / self._rows if name in self._sums else None for name in ("mean", "second", "target", "cross")}
+        shift, pivot = about["mean"], double(self._pivot)
+        mean = shift + pivot
+        if self._second:
+            about["second"] += torch.outer(mean, mean) - torch.outer(shift, shift)
+            if about["cross"] is not None:
+                about["cross"] += torch.outer(pivot, about["target"])
+        return InputMoments(**about | {"mean": mean}, rows=self._rows)
 
 
 def _generator(pair: Pair, name: str) -> torch.Generator:

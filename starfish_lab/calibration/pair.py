@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,10 @@ class Pair:
                 self.reporter.check()
                 yield view
 
+    def within(self, most: int, *, mirrored: bool) -> tuple[Pair, bool]:
+        """The pair with at most `most` images, the first ones, and whether `mirrored` ones, if wished for, still are within that number."""
+        return replace(self, calibration=self.calibration[:most]), mirrored and 2 * len(self.calibration) <= most
+
     def autocast(self) -> AbstractContextManager:
         """In which forward passes run."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -48,5 +52,5 @@ class Pair:
         if tokens.facts(self.student) is not None:
             raise RecipeError(
                 f"{what} compares the inputs of every layer token by token, and the pruned network merges tokens. "
-                "Leave tokens.r empty, or choose another way to heal, such as 'starfish'."
+                "Leave tokens.r empty, or choose another way to prune or to heal, such as 'wanda' and 'starfish'."
             )

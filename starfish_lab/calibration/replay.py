@@ -39,7 +39,6 @@ class Replay:
         self._blocks, self._of = network.blocks, network.block_of
         self._at: int | None = None  # the block at hand
         self._calls: list[Call | None] = []  # of the block at hand, a chunk each; None where there was no room
-        self._left: list[object | None] = []  # what the block at hand returns, where `passes` ran to its end
         self._follows: list[bool] | None = None  # block i + 1 takes just what block i returns
 
     @torch.no_grad()
@@ -47,19 +46,24 @@ class Replay:
         """What is seen of the layers in every chunk of images; `layers` are of one block, or one outside all.
 
         `streams` {layer: module} names modules of the same block that run before the layer, and meet what its output will be added to.
-        With `onward` the block runs to its end, which saves the pass of moving on: for a network that nothing changes in between.
-        Raises LabError where one of them does not run.
+        With `onward` the next block is at hand afterwards where it can be, which saves a pass: for a network that nothing changes
+        in between. Raises LabError where one of them does not run.
         """
         block = self._of(layers[0])
+        place = self._blocks.index(block) if block else None
         if block:
-            self._enter(self._blocks.index(block))
-        left = []
+            self._enter(place)
+        moves = onward and block != "" and any(self._follows[place : place + 1])
+        if moves:
+            self._at = None  # on the way
         for index, chunk in enumerate(self._chunks()):
             call = self._calls[index] if block else None
-            seen, output = self._look(layers, streams or {}, chunk, call, block, to_the_end=onward and call is not None)
-            left.append(output)
+            seen, output = self._look(layers, streams or {}, chunk, call, block, to_the_end=moves and call is not None)
+            if output is not None:
+                self._calls[index] = ((output,), {})
             yield seen
-        self._left = left if onward and block else []
+        if moves:
+            self._at = place + 1
 
     def _chunks(self) -> Iterator[Tensor]:
         return self._pair.chunks(CHUNK, mirrored=self._mirrored)
@@ -72,7 +76,7 @@ class Replay:
         met_by: dict[str, Tensor] = {}
 
         def see(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            y = output if len(layers) == 1 else output.clone()  # what follows may work in place
+            y = output.clone() if to_the_end or len(layers) > 1 else output  # what follows may work in place
             seen[name] = Seen(met(layer, inputs[0]), y, met_by.get(streams.get(name)))
             if len(seen) == len(layers) and not to_the_end:
                 raise _Enough
@@ -91,7 +95,7 @@ class Replay:
             for handle in handles:
                 handle.remove()
         if len(seen) == len(layers):
-            return seen, output
+            return seen, output if to_the_end else None
         missing = next(name for name in layers if name not in seen)
         raise LabError(f"The layer {missing} does not run when the network does, so it cannot be repaired. Exclude it from pruning.")
 
@@ -101,16 +105,15 @@ class Replay:
             return
         if self._follows is None:
             self._follows = self._links()
-        if self._left and block == self._at + 1 and self._follows[self._at]:
-            self._calls = [None if output is None else ((output,), {}) for output in self._left]
-        elif self._at is not None and self._at < block and all(self._follows[self._at : block]):
+        if self._at is not None and self._at < block and all(self._follows[self._at : block]):
             for i in range(self._at, block):
                 module = self._module.get_submodule(self._blocks[i])
-                with self._pair.autocast():
-                    self._calls = [None if call is None else ((_run(module, call),), {}) for call in self._calls]
+                for chunk, call in enumerate(self._calls):  # one at a time makes room for the next
+                    with self._pair.autocast():
+                        self._calls[chunk] = None if call is None else ((_run(module, call),), {})
         else:
             self._calls = self._caught(self._blocks[block])
-        self._at, self._left = block, []
+        self._at = block
 
     def _caught(self, block: str) -> list[Call | None]:
         """What goes into a block, caught in passes from the images up to it."""

@@ -19,8 +19,8 @@ class Moments:
         self.count, self._mean, self._scatter = 0, 0.0, 0.0
 
     def add(self, rows: Tensor) -> None:
-        """`rows` (…, d) float."""
-        rows = rows.flatten(0, -2)
+        """`rows` (…, d), of any float type."""
+        rows = rows.flatten(0, -2).float()
         wide = torch.float32 if rows.device.type == "mps" else torch.float64
         count, mean = len(rows), rows.mean(0)
         centred = rows - mean

@@ -142,6 +142,8 @@ def _repaired(session: Session, choice: HealingChoice, options: dict[str, object
             REPAIRS.get(choice.repair)(session, **options)
         apply(module, session.masks)
         module.eval().zero_grad(set_to_none=True)
+        if session.device.type == "cuda":
+            torch.cuda.synchronize(session.device)  # what the repair asked for is its own, not the training's
         seconds = time.monotonic() - began
         reporter.note(f"The repair '{choice.repair}' took {seconds:.1f} s.")
     keeper.beside = {"repaired": places, "repair_seconds": seconds}  # live tensors, which torch saves once even where they train too

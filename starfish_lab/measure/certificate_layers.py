@@ -1,9 +1,9 @@
 """What a layer's removed weights do to its own output, in the dense network: the literal budget, per unit L; and the head, where L = 1.
 
 R is the layer's weight in the dense network minus that in the pruned one, ψ₁(s) what the layer gets of image s in the dense network.
-Other layers stay dense and so do biases, so R ψ₁ is that of this layer alone. What follows the layer may enlarge the change by a
-factor L that nobody knows for transformers; it stays a symbol. The reference network must hold its weights in the pruned network's
-order of columns, and keeps all its tokens, also where the pruned network merges some.
+Where a solver or healing moved the layer's bias too, R ψ₁ stands for R ψ₁ + what the bias lost. Other layers stay dense. What follows
+the layer may enlarge the change by a factor L that nobody knows for transformers; it stays a symbol. The reference network must hold
+its weights in the pruned network's order of columns, and keeps all its tokens, also where the pruned network merges some.
 
 Table `certificate_layers`, one row a pruned layer and the stage in front:
 
@@ -78,7 +78,8 @@ def layer_rows(
         handles = []
         for layer in layers:
             watched = module.get_submodule(layer)
-            handles.append(watched.register_forward_hook(seen[layer].hook(applying(watched, changes[layer]), watched)))
+            probe = applying(watched, changes[layer], _removed_bias(reference, pruned, layer))
+            handles.append(watched.register_forward_hook(seen[layer].hook(probe, watched)))
         try:
             for batch in images.split(batch_size):
                 for one in seen.values():
@@ -124,13 +125,13 @@ def head_rows(
         return CertificateResult(notes=[HEADLESS])
     weight = reference.module.get_submodule(name).weight.detach()
     if name in layers:
-        what, change = "head alone, as pruned", removed(reference, pruned, name)
+        what, change, shift = "head alone, as pruned", removed(reference, pruned, name), _removed_bias(reference, pruned, name)
     else:
-        what, change = f"what if: head alone, {100 * sparsity:.3g} % of it pruned by magnitude", weight * _smallest(weight, sparsity)
+        what, change, shift = f"what if: head alone, {100 * sparsity:.3g} % of it pruned by magnitude", weight * _smallest(weight, sparsity), None
     found, seen = [], _Seen()
     with evaluating(reference.module, device) as module, exact_float32():
         head = module.get_submodule(name)
-        handle = head.register_forward_hook(seen.hook(applying(head, change), head))
+        handle = head.register_forward_hook(seen.hook(applying(head, change, shift), head))
         try:
             for indices, batch in batches_of(images, batch_size):
                 if int(indices[0]) >= MOST_IMAGES:
@@ -174,13 +175,22 @@ def removed(reference: Network, pruned: Network, layer: str) -> Tensor:
     return dense.float() - left.to(dense.device).float()
 
 
-def applying(layer: nn.Module, weight: Tensor) -> nn.Module:
-    """A copy of a Linear or convolution that applies `weight` instead of its own and adds no bias: x ↦ R x, padded and gathered as there."""
+def _removed_bias(reference: Network, pruned: Network, layer: str) -> Tensor | None:
+    """The layer's bias in the reference minus that in the pruned network; None where it is the same, or there is none."""
+    dense, left = (network.module.get_submodule(layer).bias for network in (reference, pruned))
+    if dense is None or left is None:
+        return None
+    change = dense.detach().float() - left.detach().to(dense.device).float()
+    return change if change.any() else None
+
+
+def applying(layer: nn.Module, weight: Tensor, bias: Tensor | None = None) -> nn.Module:
+    """A copy of a Linear or convolution that applies `weight` and adds `bias` instead of its own: x ↦ R x, padded and gathered as there."""
     copied = copy.deepcopy(layer)
     copied._forward_hooks.clear()
     copied._forward_pre_hooks.clear()
     copied.weight = nn.Parameter(weight.to(layer.weight), requires_grad=False)
-    copied.bias = None
+    copied.bias = None if bias is None else nn.Parameter(bias.to(layer.weight), requires_grad=False)
     return copied.eval()
 
 

@@ -24,10 +24,10 @@ def explained(what: str) -> Iterator[list[int]]:
             f"Lower the batch size, or {settings.TEACHER_MEMORY_GB.name}, or choose a device with more memory."
         ) from None
     except ValueError as error:
-        if "more than 1 value per channel" not in str(error) or not sizes:
+        if "more than 1 value per channel" not in str(error):
             raise
         raise ImagesError(
-            f"A batch of {what} holds {sizes[-1]} image, and batch norm needs two at this image size. "
+            f"A batch of {what} holds 1 image, and batch norm needs two at this image size. "
             "Change the number of images or the batch size so that the last batch holds at least two."
         ) from None
 

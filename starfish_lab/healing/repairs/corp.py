@@ -112,7 +112,7 @@ def _fold_units(module: nn.Module, group: UnitGroup, gone: Tensor, replay: Repla
     conv, x = isinstance(consumer, nn.Conv2d), Moments()
     for seen in replay.passes([group.consumer]):
         met = seen[group.consumer].x
-        x.add((met.movedim(1, -1) if conv else met).float())
+        x.add(met.movedim(1, -1) if conv else met)
     constant = consumer.bias is not None and not conv
     b, c = (found.to(consumer.weight) for found in compensation.affine(x, gone, constant=constant, **fit))
     gone = gone.to(consumer.weight.device)

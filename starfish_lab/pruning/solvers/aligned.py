@@ -28,20 +28,23 @@ PATTERNS = ("unstructured", "n_m")
 @torch.no_grad()
 def solve(
     pair: Pair, layers: list[str], *, choice: PruningChoice, counts: dict[str, int], left: dict[str, str], damping: float = 0.01,
-    ridge: float = 0.01, mirrored: bool = True, rows: int = 2048, precision: str = "float32",
+    ridge: float = 0.01, mirrored: bool = True, most: int = 1024, rows: int = 2048, precision: str = "float32",
 ) -> MaskResult:  # fmt: skip
     """Masks, weights and biases of `layers`; `pair.student` ends with them.
 
     counts : {layer: weights to remove} where the pattern is unstructured
     left : {layer: reason} of layers that stay dense
     damping : of the mean diagonal, added to the moments for the costs; `ridge` for least squares, see `calibration.fit`
-    mirrored, rows : see `calibration.moments.walk`
+    mirrored : every image counts a second time with left and right exchanged, where that makes no more than `most`
+    most : images that count, the first ones
+    rows : see `calibration.moments.walk`
     precision : of forward passes, 'float32' or 'bf16'
 
     Rows of the result: layer and the facts of `sparsegpt.solve`, of the weights before least squares on the mask.
     """
     checks.one_of("pruning.score_options.precision", precision, ("float32", "bf16"))
-    pair = replace(pair, precision=precision)
+    checks.whole("pruning.score_options.most", most)
+    pair, mirrored = replace(pair, precision=precision).within(most, mirrored=mirrored)
     modules = {name: pair.student.module.get_submodule(name) for name in [*layers, *left]}
     found = MaskResult({name: torch.ones(module.weight.shape, dtype=torch.bool) for name, module in modules.items()}, left)
     for stage in walk(pair, repairable(pair, layers), inputs="pruned", targets="state", rows=rows, mirrored=mirrored):
