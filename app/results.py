@@ -106,7 +106,7 @@ def healing(recipe: Recipe) -> str:
 def name(entry: str) -> str:
     """A registry entry's name as a person reads it."""
     known = {
-        "ser": "SER", "cast": "CAST", "sparsegpt": "SparseGPT", "n_m": "N:M", "classical_rmt": "classical RMT", "mp_edge": "MP edge",
+        "ser": "SER", "cast": "CAST", "sparsegpt": "SparseGPT", "alps": "ALPS", "n_m": "N:M", "classical_rmt": "classical RMT", "mp_edge": "MP edge",
         "starfish": "STARFISH", "starfish_plus": "STARFISH+", "corp": "CORP", "snows": "SNOWS", "snows_adam": "SNOWS with Adam", "lora": "LoRA",
         "sparsegpt_update": "SparseGPT update", "adam": "Adam", "adamw": "AdamW", "sgd": "SGD",
     }  # fmt: skip

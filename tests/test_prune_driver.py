@@ -102,6 +102,9 @@ def test_moments_are_of_the_network_as_it_runs(tiny_vit):
 CHOICES = {
     "cast 2:4": PruningChoice(score="cast", pattern="n_m"),
     "cast 4:8": PruningChoice(score="cast", pattern="n_m", keep=4, group=8),
+    "alps 2:4": PruningChoice(score="alps", pattern="n_m"),
+    "alps uniform": PruningChoice(score="alps", sparsity=0.437),
+    "alps global": PruningChoice(score="alps", budget="global", sparsity=0.437),
     "sparsegpt 2:4": PruningChoice(score="sparsegpt", pattern="n_m"),
     "sparsegpt uniform": PruningChoice(score="sparsegpt", sparsity=0.437),
     "sparsegpt global": PruningChoice(score="sparsegpt", budget="global", sparsity=0.437),

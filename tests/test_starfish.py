@@ -179,6 +179,8 @@ def test_the_ablations_by_hand(tiny_vit):
         ({"blocks": 2, "loss": "relative_l2"}, relative[1].mean()),
         ({"tokens": "class"}, cosine[:, 0].mean()),
         ({"tokens": "class", "blocks": "last", "loss": "both"}, (cosine + relative)[-1, 0]),
+        ({"class_weight": 0.5}, cosine.mean() + 0.5 * cosine[:, 0].mean()),
+        ({"class_weight": 2, "loss": "both"}, (cosine + relative).mean() + 2 * (cosine + relative)[:, 0].mean()),
     ):
         loss = loss_of(network, student, images, **options)
         assert loss.total.item() == pytest.approx(expected.item(), rel=1e-4), options
@@ -220,6 +222,8 @@ def test_unknown_ablations_are_refused_in_a_sentence(tiny_vit, tiny_resnet):
         (tiny_vit, {"blocks": "first"}, "options.blocks is 'first'"),
         (tiny_vit, {"tokens": "patch"}, "options.tokens is 'patch'. Choose one of: all, class"),
         (tiny_resnet, {"tokens": "class"}, "has no class token"),
+        (tiny_resnet, {"class_weight": 1}, "options.class_weight is 1, and there is no class token"),
+        (tiny_vit, {"class_weight": 1, "tokens": "class"}, "tokens 'all'"),
     ):
         with pytest.raises(RecipeError, match=match):
             loss_of(network, network.copy(), images_for(network, 2), **options)

@@ -11,6 +11,7 @@ The defaults are the paper's. The options take it apart; none of them is the pap
     loss     'relative_l2': mean of ‖s_l − t_l‖² / ‖t_l‖², which sees lengths too; 'both': cosine + weight · relative_l2
     blocks   'last', or k: every k-th block, counted so that the last is in; the mean is over those used
     tokens   'class': the first token alone, for networks that have a class token
+    class_weight   the class token's part once more, so many times: it is one token among many, and the head reads it alone
 """
 
 from __future__ import annotations
@@ -36,13 +37,19 @@ TINY = 1e-12  # F.normalize's epsilon
 
 
 def objective(
-    session: Session, *, loss: str = "cosine", weight: float = 1.0, blocks: str | int = "all", tokens: str = "all"
-) -> Callable[[Batch], Loss]:
+    session: Session, *, loss: str = "cosine", weight: float = 1.0, blocks: str | int = "all", tokens: str = "all", class_weight: float = 0.0
+) -> Callable[[Batch], Loss]:  # fmt: skip
     """The loss of a batch, with a part for each block where all take part."""
     checks.one_of("healing.options.loss", loss, LOSSES)
     checks.number("healing.options.weight", weight, 0)
     network = session.student
     used, vectors = chosen_blocks(network.blocks, blocks), _vectors(network, tokens)
+    checks.number("healing.options.class_weight", class_weight, 0)
+    if class_weight and (tokens == "class" or not has_class_token(network)):
+        raise RecipeError(
+            f"healing.options.class_weight is {class_weight:g}, and there is no class token among others to weigh. Take 0, or a network "
+            "with a class token and tokens 'all'."
+        )
 
     def states(module: nn.Module, images: Tensor) -> list[Tensor]:
         with BlockStates(module, used) as caught:
@@ -57,17 +64,22 @@ def objective(
 
     teacher = Teacher(session, targets)
 
+    def part(state: Tensor, direction: Tensor, length: Tensor | None) -> Tensor:
+        if loss == "cosine":
+            return cosine_distance(state, direction)
+        if loss == "relative_l2":
+            return relative_error(state, direction, length)
+        return cosine_distance(state, direction) + weight * relative_error(state, direction, length)
+
     def aligned(batch: Batch) -> Loss:
         wanted = teacher(batch)
         directions, lengths = wanted[: len(used)], wanted[len(used) :] or [None] * len(used)
         parts = []
         for state, direction, length in zip(states(session.student.module, batch.images), directions, lengths):
-            if loss == "cosine":
-                parts.append(cosine_distance(state, direction))
-            elif loss == "relative_l2":
-                parts.append(relative_error(state, direction, length))
-            else:
-                parts.append(cosine_distance(state, direction) + weight * relative_error(state, direction, length))
+            one = part(state, direction, length)
+            if class_weight:
+                one = one + class_weight * part(state[:, 0], direction[:, 0], None if length is None else length[:, 0])
+            parts.append(one)
         drift = torch.stack(parts)  # (blocks used,)
         return Loss(drift.mean(), drift.detach() if used == network.blocks else None)
 
@@ -100,11 +112,16 @@ def chosen_blocks(blocks: tuple[str, ...], choice: str | int) -> tuple[str, ...]
     return blocks[(len(blocks) - 1) % choice :: choice]
 
 
+def has_class_token(network: Network) -> bool:
+    """Whether the first token of every block's state stands for the whole image."""
+    return network.states == "tokens" and network.prefix_tokens > 0
+
+
 def _vectors(network: Network, tokens: str) -> Callable[[Tensor], Tensor]:
     """From a block's state to the vectors that are compared, along the last dimension."""
     checks.one_of("healing.options.tokens", tokens, ("all", "class"))
     if tokens == "class":
-        if network.states != "tokens" or network.prefix_tokens == 0:
+        if not has_class_token(network):
             raise RecipeError(f"healing.options.tokens is 'class', and {network.name} has no class token. Choose 'all'.")
         return lambda state: state[:, 0]  # (B, N, D) → (B, D)
     return (lambda state: state.flatten(1)) if network.states == "image" else (lambda state: state)

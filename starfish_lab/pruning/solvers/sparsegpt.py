@@ -58,10 +58,15 @@ def solve(
             stays[:, start:end] = without_smallest((here / u.diagonal()).square().cpu(), share).to(mask.device)
 
     left = sweep(weight, inverse_factor(moments, damping).to(weight), stays, width=width, update=update, choose=choose)
-    magnitude = largest_of_group(weight.abs(), choice.keep, choice.group) if n_m else without_smallest(weight.abs().cpu(), count).to(mask.device)
+    return stays, left, against_magnitude(weight, left, moments, choice=choice, count=count)
+
+
+def against_magnitude(weight: Tensor, left: Tensor, moments: Tensor, *, choice: PruningChoice, count: int | None) -> dict[str, object]:
+    """What `weight` → `left` costs, what it would cost if the largest |w| stayed, and the share of that which is saved."""
+    n_m = choice.pattern == "n_m"
+    magnitude = largest_of_group(weight.abs(), choice.keep, choice.group) if n_m else without_smallest(weight.abs().cpu(), count).to(weight.device)
     cost, cost_magnitude = _change(left - weight, moments), _change(weight * ~magnitude, moments)
-    saved = 1 - cost / cost_magnitude if cost_magnitude > 0 else 0.0
-    return stays, left, {"cost": cost, "cost_magnitude": cost_magnitude, "saved": saved}
+    return {"cost": cost, "cost_magnitude": cost_magnitude, "saved": 1 - cost / cost_magnitude if cost_magnitude > 0 else 0.0}
 
 
 Choose = Callable[[Tensor, Tensor, int, int], None]
