@@ -23,6 +23,15 @@ RIGHT = {"none": 100, "least_squares": 300, "logit_distillation": 500, "cross_en
 KEYS = ("healer", "seed", "sparsity", "images", "steps")
 
 
+DELIVERED = bakeoff_measured.TABLE
+
+
+@pytest.fixture(autouse=True)
+def nothing_delivered(monkeypatch, tmp_path):
+    """Pages as they are without figures of our own; tests that want some say so."""
+    monkeypatch.setattr(bakeoff_measured, "TABLE", tmp_path / "none.csv")
+
+
 @pytest.fixture
 def store(lab_home):
     return Store()
@@ -360,3 +369,10 @@ def test_intervals_that_overlap_are_not_resolved_and_others_are():
 def test_the_published_shares_are_read_from_the_literature():
     rows = published.recoveries("deit_base_patch16_224")
     assert rows["share"].tolist() == [0.82, 0.40] and rows["source"].str.contains("2606.01126").all() and len(published.recoveries()) >= 2
+
+
+def test_the_delivered_figures_are_shown(store, monkeypatch):
+    monkeypatch.setattr(bakeoff_measured, "TABLE", DELIVERED)
+    app = open_page("bake_off", new=1)
+    assert unharmed(app) and "What we measured" in said(app) and len(charts(app)) == 1
+    assert set(pd.read_csv(DELIVERED)) >= bakeoff_measured.NEEDED
