@@ -65,9 +65,10 @@ class Said(Reporter):
 def _rows(report: Report, network: str, score: str) -> pd.DataFrame:
     """The healers' rows, each with what it takes to know where it comes from."""
     facts = report.frame("provenance").set_index("name")["value"]
+    threads = facts["hardware.threads"]
     where = {
         "network": {"vit": "vit_tiny_tinyimagenet200", "resnet": "resnet20_cifar10", "starter": "starter"}[network], "masks": score,
-        "pattern": "unstructured", "hardware": f"{facts['hardware.device_name']}, {facts['hardware.threads']} thread{'s' * (facts['hardware.threads'] != '1')}",
+        "pattern": "unstructured", "hardware": f"{facts['hardware.device_name']}, {threads} thread{'s' * (threads != '1')}",
         "torch": facts["version.torch"], "timm": facts["version.timm"], "measured_at": facts["measured_at"], "weights": facts["weights_sha256"][:12],
     }  # fmt: skip
     return report.frame("healers").assign(**where)
