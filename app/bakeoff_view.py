@@ -131,7 +131,7 @@ def _live(run_id: int, axis: str) -> None:
             st.rerun()
         _head(run)
         if run.status == "queued":
-            run_view._queued(run)
+            run_view.queued(run)
         else:
             finished = live.finished(state.store().events(run_id))
             st.progress(_share(run, finished), text=_where(run, len(finished)))
@@ -185,7 +185,7 @@ def _so_far(run: Run, axis: str) -> None:
         st.skeleton(height=340)
     if len(rows):
         table(rows, pd.DataFrame(), key=f"bake_{run.id}_so_far")
-    run_view._notes(state.store().notes(run.id))
+    run_view.notes(state.store().notes(run.id))
 
 
 def _courses(run: Run, curves: pd.DataFrame, rows: pd.DataFrame) -> None:

@@ -43,7 +43,7 @@ def ended(run: Run) -> None:
         return
     _head(run)
     _why(run)
-    _notes(state.store().notes(run.id))
+    notes(state.store().notes(run.id))
     with frame.actions():
         _new()
         if st.button("Run again", type="primary", icon=":material/replay:", key="again"):
@@ -76,7 +76,7 @@ def _live(run_id: int) -> None:
         if text := st.session_state.pop("said", None):
             st.info(text, icon=":material/info:")
         if run.status == "queued":
-            _queued(run)
+            queued(run)
         else:
             st.progress(_share(run), text=_progress_text(run))
         if (run.recipe.healing.repair, run.recipe.healing.method) != ("none", "none"):
@@ -85,7 +85,7 @@ def _live(run_id: int) -> None:
                 _healing(run, *_losses(events))
             if seen := drift_view.live(events):
                 st.caption(seen)
-        _notes(store.notes(run_id))
+        notes(store.notes(run_id))
         with frame.actions():
             st.caption("Close the browser if you like: the run goes on, and stands under Runs.", width="content")
             _new()
@@ -94,7 +94,7 @@ def _live(run_id: int) -> None:
                 st.rerun()
 
 
-def _queued(run: Run) -> None:
+def queued(run: Run) -> None:
     """Why the run waits, and what would start it."""
     alive = state.backend().capacity()
     fits = alive[[run.wants in ("auto", device, device.partition(":")[0]) for device in alive["device"]]]
@@ -167,10 +167,11 @@ def _why(run: Run) -> None:
         st.info(f"Run {run.id} was a job of the kind '{run.kind}'; it leaves no figures to show here.", icon=":material/info:")
 
 
-def _notes(notes: list[str]) -> None:
-    if notes:
-        with st.expander(f"{len(notes)} notes" if len(notes) > 1 else "1 note"):
-            for note in notes:
+def notes(said: list[str]) -> None:
+    """Remarks of a run, closed until asked for."""
+    if said:
+        with st.expander(f"{len(said)} notes" if len(said) > 1 else "1 note"):
+            for note in said:
                 st.markdown(f"- {note}")
 
 

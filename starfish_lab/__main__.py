@@ -74,7 +74,7 @@ def bakeoff(arguments: argparse.Namespace) -> pd.DataFrame | str:
 
 def speed(arguments: argparse.Namespace) -> pd.DataFrame:
     """Images a second of healing steps on this machine, by batch size, precision and torch.compile, and which of them pays."""
-    from starfish_lab.training.speed import main
+    from starfish_lab.healing.speed import main
 
     return main(_recipe(arguments), batch_sizes=tuple(arguments.batch_sizes), steps=arguments.steps, reporter=_TerminalBars())
 

@@ -7,8 +7,8 @@ import torch
 from test_healing import half, same
 
 from starfish_lab.errors import RecipeError
+from starfish_lab.healing import speed
 from starfish_lab.recipe import HealingChoice, ImagesChoice, PruningChoice, Recipe
-from starfish_lab.training import speed
 
 
 @pytest.fixture(autouse=True)

@@ -33,8 +33,7 @@ class HealingChoice:
 
     `teacher` says how the dense network's answers are kept: 'exact' (float32), or 'half' (float16, as the authors do; half
     the memory). `precision` is 'float32', 'tf32' (factors of products rounded to 10 bits, on CUDA alone) or 'bf16' (autocast,
-    weights in float32). `compile` runs the pruned network's
-    forward pass through torch.compile.
+    weights in float32). `compile` runs the pruned network's forward pass through torch.compile.
     """
 
     method: str = "starfish"
