@@ -1,12 +1,12 @@
 """Every healer under one protocol on real networks: the table of assets/measured/healing.csv.
 
     python tests/bars.py healing network=vit|resnet|starter [score=magnitude|aligned|…] [sparsities=.75] [images=400] [steps=130]
-        [seeds=0] [healers=none,starfish,…] [rates=0.3,1,3] [precision=bf16] [csv=healing.csv] [cells=FOLDER]
+        [seeds=0] [healers=none,starfish,…] [rates=0.3,1,3] [tuning=40] [at=lora:2e-3,…] [precision=bf16] [csv=healing.csv] [cells=FOLDER]
 
 A bake-off (`starfish_lab.bakeoff`) on the starter, or on the kit's ViT-Tiny or ResNet-20. Calibration images are training images,
 evaluation images never: the kit's first 1,000 of Tiny ImageNet's validation set, or the first 500 of CIFAR-10's test set. Rows of
 the table are written as they come; cells that `cells` already has are not done again, and rows of the same cell are replaced.
-Without `rates` every healer heals at its own learning rate.
+Without `rates` every healer heals at its own learning rate, or at the one that `at` gives it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ UNLABELLED = (
     "none", "mean_shift", "sparsegpt_update", "least_squares", "snows_adam", "aligned", "block_local", "feature_mimicking", "pseudo_labels",
     "logit_distillation", "lora", "starfish", "least_squares+starfish", "starfish_plus",
 )  # fmt: skip
-KEY = ["network", "masks", "healer", "seed", "sparsity", "images", "steps", "precision", "rate_tuned", "hardware"]
+KEY = ["network", "masks", "healer", "seed", "sparsity", "images", "steps", "precision", "learning_rate", "rate_tuned", "hardware"]
 
 
 def main(
     *, network: str = "vit", score: str = "magnitude", sparsities: str = "0.75", images: str = "", steps: str = "", seeds: str = "0",
-    healers: str = "", rates: str = "", tuning: str = "", precision: str = "float32", csv: str = "healing.csv", cells: str = "cells",
+    healers: str = "", rates: str = "", tuning: str = "", at: str = "", precision: str = "float32", csv: str = "healing.csv", cells: str = "cells",
     device: str = "cpu",
 ) -> None:  # fmt: skip
     path = Path(csv)
@@ -48,6 +48,7 @@ def main(
         sparsities=tuple(map(float, sparsities.split(","))), steps=tuple(map(int, steps.split(","))) if steps else (),
         seeds=tuple(map(int, seeds.split(","))), rates=tuple(map(float, rates.split(","))) if rates else (),
         tuning_steps=int(tuning) if tuning else None,
+        options={name: {"learning_rate": float(rate)} for name, rate in (pair.split(":") for pair in at.split(",") if pair)},
     )  # fmt: skip
     report = run(plan, dense=dense, reporter=Said(), folder=Path(cells), device=device)
     rows = _rows(report, network, score)

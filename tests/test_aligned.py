@@ -136,7 +136,7 @@ def test_nothing_pruned_stays_as_it_is(request, family):
 def test_mirrored_images_count_as_images_of_their_own(tiny_vit):
     masks, images = half(tiny_vit), images_for(tiny_vit, 32)
     mirrored, twice = session(tiny_vit, masks, images=images), session(tiny_vit, masks, images=torch.cat([images, images.flip(-1)]))
-    REPAIRS.get("aligned")(mirrored, rows=10**6)
+    REPAIRS.get("aligned")(mirrored, rows=10**6, mirrored=True)
     REPAIRS.get("aligned")(twice, rows=10**6, mirrored=False)
     for name in masks:
         torch.testing.assert_close(*(one.student.module.get_submodule(name).weight for one in (mirrored, twice)), rtol=1e-3, atol=1e-5)

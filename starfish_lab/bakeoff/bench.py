@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 
 from torch import LongTensor, Tensor
@@ -42,6 +43,7 @@ class Bench:
 
     images: Images
     prepared: Prepared
+    seconds: float  # that pruning took, spent once for all healers
     answers: Predictions | None  # of the pruned network
     drift: list[dict[str, object]]  # of the pruned network, a row a block, see `drift_rows`
 
@@ -51,11 +53,13 @@ class Bench:
         recipe, few = plan.cell_recipe(seed, sparsity), plan.fewest
         seen = ImageSet.of(images.calibration[:few], None if images.labels is None else images.labels[:few])
         splits = replace(images.splits, calibration=seen)
+        started = time.perf_counter()
         begun = begin(dense, recipe, splits, device=device, reporter=reporter)
         prepared = prepare(dense, begun, recipe, splits, device=device, reporter=reporter)
+        seconds = time.perf_counter() - started
         _warm_up(prepared.network, images.calibration[:32], device)
         answers = None if images.answers is None else predict(prepared.network, images.splits.evaluation, device=device, reporter=reporter)
-        return cls(images, prepared, answers, drift_rows(prepared.reference, prepared.network, images.drift, device=device))
+        return cls(images, prepared, seconds, answers, drift_rows(prepared.reference, prepared.network, images.drift, device=device))
 
 
 def _warm_up(network: Network, images: Tensor, device: str) -> None:

@@ -90,7 +90,8 @@ def _bake(
     row = {
         **asked, "learning_rate": choice.learning_rate if cell.steps else None, "rate_multiple": tuned.multiple if cell.steps else None,
         "rate_tuned": bool(tuned.rows), **_accuracy(bench, answers), "drift": mean_distance(drift), "drift_pruned": mean_distance(bench.drift),
-        "kl": kl(*(log_answers(network, bench.images.drift, device=device) for network in (dense, student))), **_cost(result, tuned, peak, processor),
+        "kl": kl(*(log_answers(network, bench.images.drift, device=device) for network in (dense, student))), "pruning_seconds": bench.seconds,
+        **_cost(result, tuned, peak, processor),
     }  # fmt: skip
     return Baked({
         "healers": [row], "healer_blocks": _blocks(bench.drift, drift), "healer_curves": curve, "tuning": tuned.rows,

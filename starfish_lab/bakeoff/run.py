@@ -11,7 +11,8 @@ healers         a cell                         note (why it failed, else ''), le
                                                correct, evaluated, top1_dense, top1_pruned, share, share_low, share_high (of dense
                                                accuracy, see measure.share), drift, drift_pruned (mean cosine distance over blocks) and
                                                kl (mean KL divergence of the dense answers to the healed ones, in nats), both on the
-                                               drift images, which serve nothing else; healing_seconds = repair_seconds +
+                                               drift images, which serve nothing else; pruning_seconds (spent once for all
+                                               healers of a seed and sparsity, in no other figure); healing_seconds = repair_seconds +
                                                training_seconds, processor_seconds (of all cores together, in the same
                                                stretch), seconds_per_step, tuning_seconds, peak_memory_bytes,
                                                memory_before_bytes, memory_counts (what they count: see measure.memory)
