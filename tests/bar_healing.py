@@ -6,7 +6,8 @@
 A bake-off (`starfish_lab.bakeoff`) on the starter, or on the kit's ViT-Tiny or ResNet-20. Calibration images are training images,
 evaluation images never: the kit's first 1,000 of Tiny ImageNet's validation set, or the first 500 of CIFAR-10's test set. Rows of
 the table are written as they come; cells that `cells` already has are not done again, and rows of the same cell are replaced.
-Without `rates` every healer heals at its own learning rate, or at the one that `at` gives it.
+Without `rates` every healer heals at its own learning rate, or at the one that `at` gives it. `healers=ablation` takes STARFISH+'s
+training apart, one choice at a time, on masks that come with their weights (score=aligned).
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ UNLABELLED = (
     "none", "mean_shift", "sparsegpt_update", "least_squares", "snows_adam", "aligned", "block_local", "feature_mimicking", "pseudo_labels",
     "logit_distillation", "lora", "starfish", "least_squares+starfish", "starfish_plus",
 )  # fmt: skip
+ABLATION = {
+    "STARFISH+ on all tokens": {"options": {"keep": 1}}, "STARFISH+ without class weight": {"options": {"class_weight": 0}},
+    "STARFISH+, weights alone": {"trains": "weights"}, "STARFISH+ without flips": {"augmentation": "none"},
+    "STARFISH+ at the paper's rate": {"learning_rate": 6e-4}, "STARFISH+ in fixed order": {"order": "fixed"},
+}  # fmt: skip
 KEY = ["network", "masks", "healer", "seed", "sparsity", "images", "steps", "precision", "learning_rate", "rate_tuned", "hardware"]
 
 
@@ -41,14 +47,17 @@ def main(
     path = Path(csv)
     dense, recipe = {"vit": _vit, "resnet": _resnet, "starter": _starter}[network](Path(cells))
     numbers = tuple(map(int, images.split(","))) if images else (recipe.images.calibration,)
-    options = {"precision": precision} if score == "aligned" else {}
-    recipe = _with(recipe, pruning=PruningChoice(score=score, exclude=recipe.pruning.exclude, score_options=options), precision=precision)
+    solver = {"precision": precision} if score == "aligned" else {}
+    recipe = _with(recipe, pruning=PruningChoice(score=score, exclude=recipe.pruning.exclude, score_options=solver), precision=precision)
+    options = {name: {"learning_rate": float(rate)} for name, rate in (pair.split(":") for pair in at.split(",") if pair)}
+    chosen = tuple(healers.split(",")) if healers else (*UNLABELLED, "cross_entropy")
+    if chosen == ("ablation",):
+        chosen, options = ("none+starfish_plus", *ABLATION), {name: {"healer": "none+starfish_plus", **fields} for name, fields in ABLATION.items()}
     plan = BakeOff(
-        recipe=recipe, healers=tuple(healers.split(",")) if healers else (*UNLABELLED, "cross_entropy"), images=numbers,
+        recipe=recipe, healers=chosen, options=options, images=numbers,
         sparsities=tuple(map(float, sparsities.split(","))), steps=tuple(map(int, steps.split(","))) if steps else (),
         seeds=tuple(map(int, seeds.split(","))), rates=tuple(map(float, rates.split(","))) if rates else (),
         tuning_steps=int(tuning) if tuning else None,
-        options={name: {"learning_rate": float(rate)} for name, rate in (pair.split(":") for pair in at.split(",") if pair)},
     )  # fmt: skip
     report = run(plan, dense=dense, reporter=Said(), folder=Path(cells), device=device)
     rows = _rows(report, network, score)

@@ -270,6 +270,13 @@ def structured_healing(**options: str) -> None:
     bar_structured.main(**options)
 
 
+def healing_speed(**options: str) -> None:
+    """Seconds until the speed-ups reach plain STARFISH's final loss on the kit's ViT; steps=130 images=400 …"""
+    import bar_healing_speed
+
+    bar_healing_speed.main(**options)
+
+
 def healing(**options: str) -> None:
     """Every healer under one protocol on the starter and the kit's networks; network=vit sparsities=.75 … see bar_healing."""
     import bar_healing
@@ -277,7 +284,7 @@ def healing(**options: str) -> None:
     bar_healing.main(**options)
 
 
-_ALL = (starter, spectra, step, structured, tokens, pages, certificates, ledger, masks, cast, permutation, structured_healing, healing)
+_ALL = (starter, spectra, step, structured, tokens, pages, certificates, ledger, masks, cast, permutation, structured_healing, healing, healing_speed)
 BARS: dict[str, Callable[..., None]] = {f.__name__: f for f in _ALL}
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from conftest import ROOT, chromium
 
 from starfish_lab import settings
 
+pytestmark = pytest.mark.alone
 PAGES = {"explore": "", **{page: page for page in ("spectra", "tokens", "prune_and_heal", "bake_off", "runs", "compare", "latency", "paper")}}
 
 
