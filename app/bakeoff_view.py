@@ -57,7 +57,7 @@ def show(run: Run, axis: str) -> None:
         _so_far(run, axis)
         with frame.actions():
             if st.button("Run again", type="primary", icon=":material/replay:", key="bake_again"):
-                launch.submit(run.task, kind=run.kind, name=f"bake_{axis}")
+                launch.submit(run.plan, kind=run.kind, name=f"bake_{axis}")
         return
     report = state.store().report(run.id)
     rows, paired, knees = (report.frame(name) for name in ("healers", "paired", "knee"))

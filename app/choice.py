@@ -8,6 +8,7 @@ from app import results
 from app.merging import ORDER_OPTIONS, SOLVER_OPTIONS
 from starfish_lab.errors import RecipeError
 from starfish_lab.healing import METHODS, REPAIRS
+from starfish_lab.jobs.accelerators import DEVICE
 from starfish_lab.pruning import BUDGETS, PATTERNS, PERMUTATIONS, SCORES, SOLVERS, STARTS, rules
 from starfish_lab.pruning.budgets.mp_edge import SIGNALS
 from starfish_lab.recipe import SOURCES, WEIGHTS, HealingChoice, ImagesChoice, ModelChoice, PruningChoice, Recipe, StartChoice, TokensChoice
@@ -85,7 +86,7 @@ RANGES = {
     "start_sparsity": (0.05, 0.95), "merge": (0, 1024), "sparsity": (0.01, 0.99), "keep": (1, 63), "group": (2, 64), "steps": (0, 1_000_000),
     "alpha": (0.0, 1000.0), "damping": (1e-6, 100.0),
 }  # fmt: skip
-FORMS = {"model": r"[A-Za-z0-9_.\-]{1,100}", "device": r"auto|cpu|mps|cuda(:\d{1,2})?", "beta": r"auto|\d{1,2}(\.\d{1,6})?"}
+FORMS = {"model": r"[A-Za-z0-9_.\-]{1,100}", "device": DEVICE, "beta": r"auto|\d{1,2}(\.\d{1,6})?"}
 DEFAULTS = Choice()
 
 IMPORTANCES = ("activation", "absolute", "energy")  # as `pruning.permutation.IMPORTANCES`, which needs torch

@@ -22,10 +22,10 @@ import plotly.graph_objects as go
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app import profiles, sidebar, state
+from app import connection, devices, profiles, sidebar, state
 from app.charts import theme
 from starfish_lab import settings
-from starfish_lab.errors import LabError
+from starfish_lab.errors import LabError, StoreError
 
 profile = profiles.require
 prediction = profiles.prediction
@@ -48,8 +48,8 @@ STYLE = """<style>
 @media (max-width: 1150px) {
   .st-key-pair [data-testid=stHorizontalBlock] {flex-wrap: wrap}
   .st-key-pair [data-testid=stColumn] {min-width: 100%}
-  :is(.st-key-training, .st-key-healer) [data-testid=stHorizontalBlock] {flex-wrap: wrap}
-  :is(.st-key-training, .st-key-healer) [data-testid=stColumn] {min-width: calc(50% - 1rem)}
+  :is(.st-key-training, .st-key-healer, .st-key-sweep) [data-testid=stHorizontalBlock] {flex-wrap: wrap}
+  :is(.st-key-training, .st-key-healer, .st-key-sweep) [data-testid=stColumn] {min-width: calc(50% - 1rem)}
 }
 [data-testid=stMainBlockContainer] {padding: 4.4rem clamp(1rem, 2.5vw, 3rem) 3rem}
 </style>"""
@@ -57,10 +57,16 @@ GLYPHS = {"dense": "●", "pruned": "✕", "healed": "◆"}
 
 
 def begin() -> DeltaGenerator:
-    """Everything around a page: style, sidebar, what was wrong with the link, and whether the weights are random. Returns room for notices."""
+    """Everything around a page: style, sidebar, what was wrong with the link, and whether the weights are random. Returns room for notices.
+
+    Where the store does not answer, the page ends here with a sentence; where only the workers are out of reach, it goes on below one.
+    """
     st.html(STYLE)
     st.logo(str(settings.ASSETS / "logo.svg"), size="large")
-    sidebar.draw()
+    problem = sidebar.draw()
+    connection.stand_by()
+    if problem:
+        st.warning(problem, icon=":material/cloud_off:")
     if state.choice().weights == "random":
         st.badge("random weights", icon=":material/casino:", color="orange", help="Nothing was trained: accuracy figures on this page mean nothing.")
     notices = st.container()
@@ -76,11 +82,16 @@ def tell(notices: DeltaGenerator) -> None:
 
 @contextmanager
 def guard() -> Iterator[None]:
-    """No traceback reaches a person: the lab's own errors as they stand, all others as one sentence and a line in the log."""
+    """No traceback reaches a person: the lab's own errors as they stand, all others as one sentence and a line in the log.
+
+    A store that went away while the page was drawn is waited for.
+    """
     try:
         yield
     except LabError as error:
         st.error(str(error), icon=":material/error:")
+        if isinstance(error, StoreError):
+            connection.watch()
     except Exception:
         logging.getLogger("starfish_lab.app").exception("a page failed")
         st.error(
@@ -99,8 +110,8 @@ def figures(rows: list[dict[str, object]]) -> None:
 
     A row is a stage: `stage` ('dense', 'pruned', 'healed'), `origin` ('measured', 'literature', 'estimate') and what
     is known of `top1`, `low`, `high` (fractions, on `images` images), `macs_g`, `parameters_m`, `latency_ms`; `why_<figure>` says in a few
-    words why a figure is missing, `change_<figure>` how it compares with dense where that was measured too. `device`
-    names where latency was measured.
+    words why a figure is missing, `change_<figure>` how it compares with dense where that was measured too; `expected_<figure>` is what is
+    expected of it while nobody measured it, by `rule_<figure>`. `device` names where latency was measured.
     """
     device = next((row["device"] for row in rows if row.get("device")), state.choice().device)
     images = next((row["images"] for row in rows if row.get("images")), 0)
@@ -111,7 +122,7 @@ def figures(rows: list[dict[str, object]]) -> None:
         _card("Parameters", "other than 0", "parameters_m", rows, show=_parameters, change=_ratio("fewer", "more")),
         _card(
             "Latency",
-            f"batch 1, {'any device' if device == 'auto' else device}",
+            f"batch 1, {'any device' if device == devices.AUTO else devices.label(device)}",
             "latency_ms",
             rows,
             show=_latency,
@@ -199,12 +210,15 @@ def _card(name: str, unit: str, figure: str, rows: list[dict], *, show: Callable
 def _line(row: dict, figure: str, show: Callable[[dict], str], change: Callable[[float, float], str], dense: float | None) -> str:
     stage, origin = row["stage"], row.get("origin", "measured")
     known = row.get(figure) is not None
-    value = show(row) if known else html.escape(str(row.get(f"why_{figure}", "–")))
+    expected = "" if known else row.get(f"expected_{figure}", "")
+    value = show(row) if known else expected or html.escape(str(row.get(f"why_{figure}", "–")))
     beside = row.get(f"change_{figure}") or change(row[figure], dense) if known and dense and stage != "dense" else ""
     cells = f'<td class="value"><span>{value}</span></td><td class="change">{beside}</td>' if known else f'<td class="value" colspan="2">{value}</td>'
     hint = {"estimate": "estimate, from the network's profile", "literature": row.get("source", "literature")}.get(origin, "measured")
+    if not known:
+        origin, hint = ("estimate", str(row[f"rule_{figure}"])) if expected else ("absent", "not known")
     return (
-        f'<tr class="{origin if known else "absent"}" title="{stage}: {html.escape(hint if known else "not known")}">'
+        f'<tr class="{origin}" title="{stage}: {html.escape(hint)}">'
         f'<td class="stage"><span style="color:{theme.stage_colour(stage, dark())}">{GLYPHS[stage]}</span> {stage}</td>'
         f"{cells}</tr>"
     )

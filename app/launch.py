@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import streamlit as st
 
 from app import bakeoff_rows, basis, frame, healing_controls, results, state
 from app.sidebar import SOURCES
-from starfish_lab.bakeoff.plan import BakeOff
 from starfish_lab.errors import LabError, RecipeError
+from starfish_lab.plain_data import Plan
 from starfish_lab.pruning import SOLVERS
 from starfish_lab.recipe import Recipe
 
 current = basis.current
+SHOWN_AS = {"experiment": "run", "sweep": "sweep"}  # by what name the address bar holds a run of a kind; others are timings
 
 
-def form() -> None:
-    """The recipe in short words, how it is healed, and the button."""
+def form(told: Callable[[Recipe], None] | None = None) -> None:
+    """The recipe in short words, how it is healed, what `told` says of it before it runs, and the button."""
     _said()
     try:
         recipe, problem = current(), ""
@@ -27,6 +30,8 @@ def form() -> None:
         healing_controls.draw()
     if problem:
         st.error(problem, icon=":material/rule:")
+    elif told is not None:
+        told(recipe)
     _twin(recipe)
     with frame.actions():
         _open_file()
@@ -35,13 +40,13 @@ def form() -> None:
         submit(recipe)
 
 
-def submit(task: Recipe | BakeOff, *, kind: str = "experiment", parent: int | None = None, name: str = "") -> None:
+def submit(task: Plan, *, kind: str = "experiment", parent: int | None = None, name: str = "") -> None:
     """Queue a run and show it on this page."""
     queue(task, kind=kind, parent=parent, name=name)
     st.rerun()
 
 
-def queue(task: Recipe | BakeOff, *, kind: str = "experiment", parent: int | None = None, name: str = "") -> None:
+def queue(task: Plan, *, kind: str = "experiment", parent: int | None = None, name: str = "") -> None:
     """Queue a run and put it into the address bar, under `name` where given.
 
     A browser that has this very task queued or running gets that run instead.
@@ -54,7 +59,7 @@ def queue(task: Recipe | BakeOff, *, kind: str = "experiment", parent: int | Non
         launched[key] = state.backend().submit(task, kind, parent=parent or state.get("parent", 0) or None, owner=_owner())
     for known in ("new", "parent"):
         state.put(known, None)
-    state.put(name or ("run" if kind == "experiment" else "timing"), launched[key])
+    state.put(name or SHOWN_AS.get(kind, "timing"), launched[key])
 
 
 def clone(run) -> None:
@@ -72,6 +77,14 @@ def open_bakeoff(run) -> None:
     state.put("axis", axis, default="all")
     state.put(f"bake_{axis}", run.id)
     st.switch_page("views/bake_off.py")
+
+
+def open_sweep(run) -> None:
+    """Show a sweep on the page Runs."""
+    state.put("run", None)
+    state.put("view", "sweeps")
+    state.put("sweep", run.id)
+    st.switch_page("views/runs.py")
 
 
 def open_recipe(recipe: Recipe, *, preset: str = "") -> None:

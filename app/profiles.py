@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from app import basis, state
+from app import basis, devices, state
 from app.results import paired_speedup
 from starfish_lab import settings, whatif
 from starfish_lab.errors import LabError
@@ -30,7 +30,8 @@ def find(model: ModelChoice | None = None) -> Profile | None:
         model = model or state.recipe(_model_only()).model
         if model.name == "starter" and BUNDLED.exists():
             return _bundled(str(BUNDLED), BUNDLED.stat().st_mtime_ns)
-        return _stored(settings.database_url(), whatif.profile_key(model))
+        made = state.store().runs(kind="profile", status="done", limit=1)["id"]  # a profile made anew takes the place of the one in memory
+        return _stored(settings.database_url(), whatif.profile_key(model), int(made.max()) if len(made) else 0)
     except _Missing:
         return None
 
@@ -136,7 +137,7 @@ def _bundled(path: str, changed: int) -> Profile:
 
 
 @st.cache_resource(max_entries=8, show_spinner="Opening the network's profile")
-def _stored(url: str, key: str) -> Profile:
+def _stored(url: str, key: str, newest: int) -> Profile:
     found = state.store().profile(key)
     if found is None:
         raise _Missing
@@ -183,7 +184,8 @@ def _wait(run_id: int) -> None:
     if not run.active:
         st.rerun()
     waiting = run.status == "queued"
-    alone = waiting and state.backend().capacity().empty
+    alive, problem = devices.capacity()
+    alone = waiting and alive.empty and not problem
     st.status("Waiting for a worker" if waiting else "Reading layers and spectra", state="running", type="compact")
     if alone:
         st.caption("No worker is running. Start one: `python -m starfish_lab worker`")

@@ -209,16 +209,6 @@ def points(runs: pd.DataFrame, *, cost: str, latency: pd.DataFrame, seconds: pd.
     return found[~repeated].reset_index(drop=True)
 
 
-def speedups(latency: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Measured speed-ups beside the ratio of MACs: latency rows that are not dense, with label, macs_ratio (dense / this one)."""
-    if latency.empty:
-        return latency
-    by_id = runs.set_index("id")
-    rows = latency[latency["stage"] != "dense"].dropna(subset=["speedup"])
-    ratio = [by_id.loc[row.run, "macs_g_effective_dense"] / by_id.loc[row.run, f"macs_g_effective_{row.stage}"] for row in rows.itertuples()]
-    return rows.assign(macs_ratio=ratio, label=[f"run {run}" for run in rows["run"]])
-
-
 def duration(seconds: float | None) -> str:
     """Seconds in words a person reads at a glance.
 

@@ -12,8 +12,9 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from app import bakeoff_rows, before_view, certificate_view, drift_view, frame, launch, results, state
+from app import bakeoff_rows, before_view, certificate_view, devices, drift_view, faster_card, frame, launch, results, state
 from app.charts import drift, healing, theme
+from starfish_lab import artefacts
 from starfish_lab.healing import healers
 from starfish_lab.report import Report
 from starfish_lab.store import Run
@@ -22,7 +23,7 @@ STAGES = {
     "load": "Opening network and images", "prune": "Pruning", "measure pruned": "Measuring the pruned network", "heal": "Healing",
     "measure healed": "Measuring the healed network", "certificates": "Certificates", "spectra": "Spectra", "latency": "Timing", "save": "Saving",
 }  # fmt: skip
-COLOURS = {"queued": "gray", "running": "blue", "done": "green", "failed": "red", "cancelled": "orange"}
+COLOURS = {"queued": "gray", "paused": "orange", "running": "blue", "done": "green", "failed": "red", "cancelled": "orange"}
 CAPTIONS = {
     "loss": "Lower is closer to the dense network on the calibration images. It does not say how unseen images are answered.",
     "blocks": "Each row of colour is a healing step, white is no distance from dense. It shows calibration images, not the ones that evaluate.",
@@ -32,7 +33,7 @@ CAPTIONS = {
 
 
 def follow(run: Run) -> None:
-    """A queued or running run, drawn again every second; when it ends the whole page is drawn once more."""
+    """A queued, paused or running run, drawn again every second; when it ends the whole page is drawn once more."""
     st.fragment(_live, run_every="1s")(run.id)
 
 
@@ -47,7 +48,7 @@ def ended(run: Run) -> None:
     with frame.actions():
         _new()
         if st.button("Run again", type="primary", icon=":material/replay:", key="again"):
-            launch.submit(run.task, kind=run.kind, parent=run.id)
+            launch.submit(run.plan, kind=run.kind, parent=run.id)
     with st.container(key="pair"):
         _healing(run, *_losses(state.store().events(run.id)))
 
@@ -75,7 +76,9 @@ def _live(run_id: int) -> None:
         _head(run)
         if text := st.session_state.pop("said", None):
             st.info(text, icon=":material/info:")
-        if run.status == "queued":
+        if run.status == "paused":
+            st.info(f"Run {run.id} is paused: it waits until it, or the sweep that it belongs to, is resumed.", icon=":material/pause_circle:")
+        elif run.status == "queued":
             queued(run)
         else:
             st.progress(_share(run), text=_progress_text(run))
@@ -89,6 +92,9 @@ def _live(run_id: int) -> None:
         with frame.actions():
             st.caption("Close the browser if you like: the run goes on, and stands under Runs.", width="content")
             _new()
+            if run.status == "paused" and st.button("Resume", icon=":material/play_circle:", key="resume"):
+                state.store().resume(run_id)
+                st.rerun()
             if st.button("Stopping" if run.cancel else "Cancel", icon=":material/stop_circle:", disabled=run.cancel, key="cancel"):
                 state.backend().cancel(run_id)
                 st.rerun()
@@ -96,16 +102,13 @@ def _live(run_id: int) -> None:
 
 def queued(run: Run) -> None:
     """Why the run waits, and what would start it."""
-    alive = state.backend().capacity()
-    fits = alive[[run.wants in ("auto", device, device.partition(":")[0]) for device in alive["device"]]]
-    if alive.empty:
-        st.warning(
-            f"No worker is running, so run {run.id} waits in the queue. Start one: `python -m starfish_lab worker`", icon=":material/power_off:"
-        )
-    elif fits.empty:
-        running = ", ".join(sorted(set(alive["device"])))
-        command = f"python -m starfish_lab worker --device {run.wants}"
-        st.warning(f"Run {run.id} wants {run.wants} and the workers have {running}. Start one: `{command}`", icon=":material/power_off:")
+    alive, problem = devices.capacity()
+    if problem:
+        st.status("Waiting: who could take it cannot be told just now", state="running", type="compact")
+    elif waits := devices.waits(run.wants, alive):
+        there = f"The workers have {', '.join(sorted(set(alive['device'])))}" if len(alive) else "No worker is running"
+        wish = "" if run.wants == devices.AUTO else f" (on {devices.label(run.wants)})"
+        st.warning(f"{there}: run {run.id}{wish} {waits}.", icon=":material/power_off:")
     else:
         queue = state.store().runs(kind=None, status="queued")
         ahead = int((queue["id"] < run.id).sum())
@@ -161,6 +164,8 @@ def _why(run: Run) -> None:
         st.warning(f"Run {run.id} was cancelled{where}{how_far}. Nothing of it is kept but its figures.", icon=":material/stop_circle:")
     elif run.kind == "merging":
         st.info(f"Run {run.id} merged the tokens of a few pictures; they are shown under Tokens.", icon=":material/grid_view:")
+    elif run.kind == "layer_times":
+        st.info(f"Run {run.id} timed the layers of a network: 'Will it be faster?' on Explore answers from them.", icon=":material/timer:")
     elif run.kind == "latency":
         st.info(f"Run {run.id} timed a network; its figures are under Latency.", icon=":material/timer:")
     else:
@@ -204,6 +209,7 @@ def _done(run: Run) -> None:
             else:
                 shown = drift.over_depth(drifted, dark=dark, keep=run.id)
                 frame.chart(shown, key=f"run_{run.id}_drift", caption=CAPTIONS["drift"], data=drifted)
+        faster_card.measured(run, report)
         _downloads(run, report)
         drift_view.section(run, report)
         before_view.section(run, report)
@@ -238,9 +244,9 @@ def _downloads(run: Run, report: Report) -> None:
             st.download_button("Tables (CSV)", lambda: _tables(report), f"{name}-tables.zip", "application/zip", on_click="ignore", type="tertiary")
             st.download_button("Charts (HTML)", lambda: _charts(run, report), f"{name}-charts.html", "text/html", on_click="ignore", type="tertiary")
             st.download_button("Recipe (JSON)", run.recipe.to_json(), f"{name}-recipe.json", "application/json", on_click="ignore", type="tertiary")
-            if run.artefact and Path(run.artefact).is_dir():
+            if run.artefact and artefacts.reachable(run.artefact):
                 st.download_button(
-                    "Network (safetensors)", lambda: _network(Path(run.artefact)), f"{name}-network.zip", "application/zip", on_click="ignore",
+                    "Network (safetensors)", lambda: _network(run.artefact), f"{name}-network.zip", "application/zip", on_click="ignore",
                     type="tertiary", help="starfish_lab.export.load_pruned opens it with one call; no pickle inside.",
                 )  # fmt: skip
             else:
@@ -283,7 +289,7 @@ def _charts(run: Run, report: Report) -> str:
     return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><body>{"".join(parts)}</body></html>'
 
 
-def _network(folder: Path) -> bytes:
-    """The healed network's folder as a zip."""
+def _network(artefact: str) -> bytes:
+    """The healed network's folder as a zip, from wherever it is kept."""
     with tempfile.TemporaryDirectory() as place:
-        return Path(shutil.make_archive(f"{place}/network", "zip", folder)).read_bytes()
+        return Path(shutil.make_archive(f"{place}/network", "zip", artefacts.fetch(artefact))).read_bytes()

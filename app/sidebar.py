@@ -5,11 +5,13 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from app import state
+from app import connection, devices, state
+from starfish_lab.jobs import accelerators
 from starfish_lab.models import PAPER_MODELS
 from starfish_lab.pruning import STARTS
 
 WEIGHTS_HELP = "Pretrained: timm downloads them once. File: .safetensors, or .pt/.pth that holds tensors only. Random: untrained, to try things out."
+DEVICE_HELP = "Where runs go: any free worker, a device of one of them, or a GPU by name on any node that has one. Type in a name such as H100."
 SOURCES = {
     "starter": "Handwritten digits (bundled)",
     "folder": "Folder, one sub-folder a class",
@@ -19,12 +21,12 @@ SOURCES = {
 }
 
 
-def draw() -> None:
-    """All of it."""
+def draw() -> str:
+    """All of it; '' or why the workers cannot be asked."""
     with st.sidebar:
         _model()
         _images()
-        _device()
+        return _device()
 
 
 def _model() -> None:
@@ -82,31 +84,53 @@ def _own_images(*, tables: bool) -> None:
     )  # fmt: skip
 
 
-def _device() -> None:
-    alive = state.backend().capacity()
-    devices = list(dict.fromkeys(["auto", *alive["device"], "cpu", state.choice().device]))
-    st.selectbox("Device", devices, format_func=lambda name: "Any free worker" if name == "auto" else name, **state.tie("device"))
+def _device() -> str:
+    """Where runs go, and who could take them; '' or why that cannot be told."""
+    alive, problem = devices.capacity()
+    tied = state.tie("device")
+    keep, before = tied.pop("on_change"), state.choice().device
+
+    def changed() -> None:
+        typed = st.session_state[tied["key"]] or ""
+        st.session_state[tied["key"]] = devices.asked(typed) or before
+        if not devices.asked(typed):
+            st.session_state["device_unknown"] = typed[:40]
+        keep()
+
+    st.selectbox(
+        "Device", devices.offered(alive, before), format_func=devices.label, accept_new_options=True, on_change=changed, help=DEVICE_HELP, **tied
+    )  # fmt: skip
+    if typed := st.session_state.pop("device_unknown", None):
+        st.caption(f"'{typed}' is no device: choose one, or type a GPU's name such as H100. {devices.label(before)} stays chosen.")
+    if not problem and state.choice().device != devices.AUTO and (waits := devices.waits(state.choice().device, alive)):
+        st.caption(f"A run {waits}.")
     # Polls while a worker is busy or the first is still starting; with idle workers there is nothing to wait for.
-    now = _situation(alive)
+    now = _situation(alive, problem)
     st.fragment(_workers, run_every=None if now == "idle" else "3s")(now)
+    return problem
 
 
-def _situation(alive: pd.DataFrame) -> str:
-    """'none', 'idle', or 'busy': a living worker has a run, or will have one in a moment."""
+def _situation(alive: pd.DataFrame, problem: str) -> str:
+    """'away', 'none', 'idle', or 'busy': a living worker has a run, or will have one in a moment."""
+    if problem or connection.away():
+        return "away"
     if alive.empty:
         return "none"
     return "busy" if alive["run"].notna().any() or len(state.store().runs(kind=None, status="queued", limit=1)) else "idle"
 
 
 def _workers(before: str) -> None:
-    """The workers; once the situation is another one, the page is drawn again with what is new."""
-    alive = state.backend().capacity()
-    if alive.empty:
+    """The workers, and the nodes of a cluster; once the situation is another one, the page is drawn again with what is new."""
+    alive, problem = devices.capacity()
+    now = _situation(alive, problem)
+    if now == "away":
+        st.badge("Workers out of reach", icon=":material/cloud_off:", color="orange")
+    elif alive.empty:
         st.badge("No worker", icon=":material/power_off:", color="gray")
         st.caption("Runs wait until one is started: `python -m starfish_lab worker`")
     for row in alive.itertuples():
-        idle = pd.isna(row.run)
-        text = f"{row.device}: idle" if idle else f"{row.device}: busy with run {row.run}"
+        idle, name = pd.isna(row.run), accelerators.short(row.title or "")
+        text = f"{row.device}{f' ({name})' if name else ''}: {'idle' if idle else f'busy with run {row.run}'}"
         st.badge(text, icon=":material/memory:", color="gray" if idle else "green", help=row.title or None)
-    if _situation(alive) != before:
+    if now != before:
         st.rerun()

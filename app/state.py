@@ -16,8 +16,8 @@ import streamlit as st
 
 from app import choice as choices
 from app.choice import ALLOWED, DEFAULTS, FORMS, RANGES, SHORT, Choice
-from starfish_lab import settings
-from starfish_lab.jobs.protocol import LocalBackend
+from starfish_lab import jobs, settings
+from starfish_lab.jobs.protocol import Backend
 from starfish_lab.recipe import Recipe
 from starfish_lab.store import Store
 
@@ -113,9 +113,9 @@ def _store(url: str) -> Store:
     return Store(url)
 
 
-def backend() -> LocalBackend:
+def backend() -> Backend:
     """What runs recipes: submit, cancel, and which workers are alive."""
-    return LocalBackend(store())
+    return jobs.backend(store())
 
 
 def _tied(key: str, value: object, keep) -> dict[str, object]:

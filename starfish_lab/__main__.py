@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from starfish_lab import settings
+from starfish_lab import artefacts, settings
+from starfish_lab.arguments import recipe_of
 from starfish_lab.bakeoff import flags
-from starfish_lab.bakeoff.plan import BakeOff
 from starfish_lab.errors import Cancelled, LabError
-from starfish_lab.progress import Reporter
-from starfish_lab.recipe import Recipe, edit
+from starfish_lab.latency import flags as timing
+from starfish_lab.plain_data import Plan
+from starfish_lab.sweep import flags as sweeping
+from starfish_lab.terminal import TerminalBars
 
 
 def models(arguments: argparse.Namespace) -> pd.DataFrame:
@@ -36,7 +38,7 @@ def spectra(arguments: argparse.Namespace) -> pd.DataFrame:
     from starfish_lab.models.loading import load
     from starfish_lab.spectra.layers import spectra_table
 
-    recipe = _recipe(arguments)
+    recipe = recipe_of(arguments)
     table = spectra_table(load(recipe.model), randomised=arguments.control, device=choose_device(recipe.device))
     return table if arguments.json else table.drop(columns=[c for c in table if table[c].map(lambda v: isinstance(v, list)).any()])
 
@@ -45,17 +47,40 @@ def run(arguments: argparse.Namespace) -> pd.DataFrame:
     """Prune, heal and measure what the recipe says, here or (--queue) by a worker."""
     from starfish_lab.store import Store
 
-    recipe, store = _recipe(arguments), Store()
+    recipe, store = recipe_of(arguments), Store()
     if arguments.queue:
         return pd.DataFrame([{"run": store.submit(recipe), "status": "queued"}])
     return _foreground(store, recipe, "experiment", lambda report: report.frame("accuracy"))
 
 
-def latency(arguments: argparse.Namespace) -> pd.DataFrame:
-    """Latency of the dense and the pruned network on this machine."""
+def latency(arguments: argparse.Namespace) -> pd.DataFrame | str:
+    """Time executions of a network against each other on this machine, or take in what was timed on another."""
+    if arguments.imported:
+        from starfish_lab.latency.importing import import_file
+        from starfish_lab.store import Store
+
+        return pd.DataFrame([{"run": import_file(Store(), Path(arguments.imported)), "status": "imported"}])
+    plan = timing.plan(arguments)
+    if arguments.show:
+        return plan.to_json()
+    if arguments.out:
+        return timing.shown(timing.measure(plan, Path(arguments.out), TerminalBars()), arguments.json)
     from starfish_lab.store import Store
 
-    return _foreground(Store(), _recipe(arguments), "latency", lambda report: report.frame("latency"))
+    if arguments.queue:
+        return pd.DataFrame([{"run": Store().submit(plan, "latency"), "status": "queued"}])
+    return _foreground(Store(), plan, "latency", lambda report: timing.shown(report, arguments.json))
+
+
+def layer_times(arguments: argparse.Namespace) -> pd.DataFrame:
+    """Time every layer of a network on this machine, dense, cut and merged: the table that 'will it be faster?' is answered from."""
+    from starfish_lab.store import Store
+
+    recipe, store = recipe_of(arguments), Store()
+    if arguments.queue:
+        return pd.DataFrame([{"run": store.submit(recipe, "layer_times"), "status": "queued"}])
+    table = _foreground(store, recipe, "layer_times", lambda report: report.frame("layer_times"))
+    return table if arguments.json else table.drop(columns=["rounds", "model", "device", "device_name", "fingerprint", "threads", "measured_on"])
 
 
 def bakeoff(arguments: argparse.Namespace) -> pd.DataFrame | str:
@@ -64,7 +89,7 @@ def bakeoff(arguments: argparse.Namespace) -> pd.DataFrame | str:
     if arguments.show:
         return plan.to_json()
     if arguments.out:
-        return flags.shown(flags.bake(plan, Path(arguments.out), _TerminalBars()), arguments.json)
+        return flags.shown(flags.bake(plan, Path(arguments.out), TerminalBars()), arguments.json)
     from starfish_lab.store import Store
 
     if arguments.queue:
@@ -72,11 +97,16 @@ def bakeoff(arguments: argparse.Namespace) -> pd.DataFrame | str:
     return _foreground(Store(), plan, "bakeoff", lambda report: flags.shown(report, arguments.json))
 
 
+def sweep(arguments: argparse.Namespace) -> pd.DataFrame | str:
+    """Prune and heal a recipe at every combination of the lists; what the store has done or has in its queue is not done again."""
+    return sweeping.main(arguments)
+
+
 def speed(arguments: argparse.Namespace) -> pd.DataFrame:
     """Images a second of healing steps on this machine, by batch size, precision and torch.compile, and which of them pays."""
     from starfish_lab.healing.speed import main
 
-    return main(_recipe(arguments), batch_sizes=tuple(arguments.batch_sizes), steps=arguments.steps, reporter=_TerminalBars())
+    return main(recipe_of(arguments), batch_sizes=tuple(arguments.batch_sizes), steps=arguments.steps, reporter=TerminalBars())
 
 
 def runs(arguments: argparse.Namespace) -> pd.DataFrame:
@@ -101,7 +131,7 @@ def export(arguments: argparse.Namespace) -> pd.DataFrame:
     """Write a run's tables (CSV), recipe (JSON) and network (safetensors) to a folder."""
     import shutil
 
-    from starfish_lab.store import Store, folder_of
+    from starfish_lab.store import Store
 
     store = Store()
     run = store.run(arguments.run)
@@ -112,10 +142,12 @@ def export(arguments: argparse.Namespace) -> pd.DataFrame:
     for name, rows in store.report(arguments.run).tables.items():
         pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
         written.append(f"{name}.csv")
-    network = folder_of(arguments.run) / "healed"
-    if network.exists():
+    network = artefacts.fetch(run.artefact) if run.artefact else None
+    if network and network.exists():
         shutil.copytree(network, folder / "network", dirs_exist_ok=True)
         written.append("network")
+    elif network:
+        print(f"The network of run {run.id} lies in {network}, which is not on this machine; it was left out.", file=sys.stderr)
     return pd.DataFrame({"written": [str(folder / name) for name in written]})
 
 
@@ -126,14 +158,14 @@ def evaluate(arguments: argparse.Namespace) -> pd.DataFrame:
     from starfish_lab.measure import accuracy
     from starfish_lab.measure.hardware import choose_device
 
-    recipe, network = _recipe(arguments), load_pruned(Path(arguments.network))
+    recipe, network = recipe_of(arguments), load_pruned(artefacts.fetch(arguments.network))
     answers = accuracy.predict(network, data.open_images(recipe.images, network).evaluation, device=choose_device(recipe.device))
     return pd.DataFrame([{"network": arguments.network, **accuracy.accuracy_row(answers)}])
 
 
 def recipe(arguments: argparse.Namespace) -> str:
     """Print the recipe that --set describes, complete, as a file for `run`."""
-    return _recipe(arguments).to_json()
+    return recipe_of(arguments).to_json()
 
 
 def presets(arguments: argparse.Namespace) -> pd.DataFrame:
@@ -155,7 +187,7 @@ def train_starter(arguments: argparse.Namespace) -> pd.DataFrame:
     from starfish_lab.models.loading import bundled
     from starfish_lab.models.starter import train_starter
 
-    folder, bars = Path(arguments.to), _TerminalBars()
+    folder, bars = Path(arguments.to), TerminalBars()
     card = train_starter(folder, epochs=arguments.epochs, reporter=bars)
     bars.close()
     (folder / "profile.json").write_text(profile.compute(bundled(folder)).to_json() + "\n")
@@ -176,60 +208,17 @@ def app(arguments: argparse.Namespace) -> int:
     return launch(port=arguments.port)
 
 
-def _recipe(arguments: argparse.Namespace) -> Recipe:
-    return edit(_opened(arguments.recipe) if arguments.recipe else Recipe(), arguments.set)
-
-
-def _opened(name: str) -> Recipe:
-    """A recipe from a file, or a published row's by its key."""
-    from starfish_lab import presets
-
-    if not Path(name).exists() and name in set(presets.presets()["key"]):
-        return presets.recipe_of(name)
-    try:
-        return Recipe.from_json(Path(name).read_text())
-    except OSError as error:
-        raise LabError(
-            f"The recipe {name} cannot be read: {error.strerror}. Give the path of a recipe JSON file, or a key that `presets` lists."
-        ) from None
-
-
-def _foreground(store, task: Recipe | BakeOff, kind: str, table: Callable) -> pd.DataFrame:
+def _foreground(store, task: Plan, kind: str, table: Callable) -> pd.DataFrame:
     """Run here, in the same store as every other run, with bars on the terminal."""
     from starfish_lab.jobs.worker import run_here
 
-    run = run_here(store, task, kind=kind, watch=_TerminalBars())
+    run = run_here(store, task, kind=kind, watch=TerminalBars())
     if run.status == "cancelled":
         raise Cancelled
     if run.status != "done":
         raise LabError(run.error or f"Run {run.id} ended as {run.status}.")
     print(f"run {run.id}", file=sys.stderr)
     return table(store.report(run.id))
-
-
-class _TerminalBars(Reporter):
-    """Progress bars on standard error, one a stage."""
-
-    def __init__(self):
-        self._bar = None
-
-    def stage(self, name: str) -> None:
-        from tqdm import tqdm
-
-        self.close()
-        self._bar = tqdm(desc=name, total=1, leave=True, file=sys.stderr, disable=not sys.stderr.isatty())
-
-    def progress(self, step: int, steps: int) -> None:
-        if self._bar is not None:
-            self._bar.total = steps
-            self._bar.update(step - self._bar.n)
-
-    def note(self, text: str) -> None:
-        print(text, file=sys.stderr)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -250,20 +239,22 @@ def _parser() -> argparse.ArgumentParser:
     command(spectra, takes_recipe=True).add_argument("--control", action="store_true", help="also fit each matrix with its entries permuted")
     command(run, takes_recipe=True).add_argument("--queue", action="store_true", help="leave it to a worker")
     flags.add(command(bakeoff))
-    timing = command(speed, takes_recipe=True)
-    timing.add_argument("--batch-sizes", type=int, nargs="+", default=[], metavar="N", help="without them, 1, 2 and 4 times the recipe's")
-    timing.add_argument("--steps", type=int, default=5, help="timed steps of each candidate")
+    sweeping.add(command(sweep, takes_recipe=True))
+    speeding = command(speed, takes_recipe=True)
+    speeding.add_argument("--batch-sizes", type=int, nargs="+", default=[], metavar="N", help="without them, 1, 2 and 4 times the recipe's")
+    speeding.add_argument("--steps", type=int, default=5, help="timed steps of each candidate")
     listing = command(runs)
     listing.add_argument("run", nargs="?", type=int, help="one run by its number")
     listing.add_argument("--table", help="a table of that run: accuracy, layers, drift, latency …")
     listing.add_argument("--limit", type=int, default=50)
     listing.add_argument("--cancel", type=int, metavar="RUN", help="ask a run to stop")
-    command(latency, takes_recipe=True)
+    timing.add(command(latency, takes_recipe=True))
+    command(layer_times, takes_recipe=True).add_argument("--queue", action="store_true", help="leave it to a worker")
     exporting = command(export)
     exporting.add_argument("run", type=int)
     exporting.add_argument("--to", default="export", help="folder to write to")
     evaluating = command(evaluate, takes_recipe=True)
-    evaluating.add_argument("--network", required=True, help="folder or zip written by export")
+    evaluating.add_argument("--network", required=True, help="folder or zip written by export, or the address of a healed network")
     command(recipe, takes_recipe=True)
     command(presets).add_argument("filter", nargs="?", help="a glob over keys, e.g. 'deit-b.*'")
     training = command(train_starter)

@@ -21,5 +21,9 @@ class StoreError(LabError):
     """The store refused: locked, full, unreachable, or the row does not exist."""
 
 
+class Refused(LabError):
+    """A way to run a network that this network, this device or this precision does not allow; the text says why."""
+
+
 class Cancelled(Exception):
     """Raised inside a run when its owner asked it to stop."""

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-
-import torch
 
 from starfish_lab import data, export
 from starfish_lab.errors import LabError
-from starfish_lab.execution import slicing
+from starfish_lab.execution import proof, slicing
 from starfish_lab.healing.heal import heal
 from starfish_lab.healing.watching import Watch, images_seen, look_at
 from starfish_lab.measure import accuracy, certificate_layers, certificates, hardware, latency
-from starfish_lab.measure.costs import layer_rows, ledger_rows, totals_row
+from starfish_lab.measure.costs import totals_row
 from starfish_lab.measure.drift import drift
 from starfish_lab.models.loading import load
 from starfish_lab.models.network import Network
 from starfish_lab.preparation import Prepared, begin, prepare
 from starfish_lab.progress import Reporter
-from starfish_lab.provenance import facts
 from starfish_lab.pruning import cycles
 from starfish_lab.pruning import masks as masking
 from starfish_lab.pruning.prune import MaskResult
 from starfish_lab.recipe import Recipe
 from starfish_lab.report import Report
 from starfish_lab.spectra.layers import spectra_table
+from starfish_lab.stages import about_pruned, note, provenance, staged
 
 CHECKPOINT, SNAPSHOTS = "healing.ckpt", "healing.json"
-EQUAL = 1e-5  # of the largest logit: a sliced network that differs more is not the masked one
 
 
 def run(recipe: Recipe, *, reporter: Reporter | None = None, folder: Path | None = None, device: str = "auto") -> Report:
@@ -44,108 +39,60 @@ def run(recipe: Recipe, *, reporter: Reporter | None = None, folder: Path | None
     device = hardware.choose_device(device)
     report = Report()
 
-    with _stage(report, reporter, "load"):
+    with staged(report, reporter, "load"):
         dense = load(recipe.model)
         splits = data.open_images(recipe.images, dense)
         splits.calibration.tensor()  # an image that cannot be read stops the run here, not after pruning
         drift_images = splits.drift.tensor()
-        _note(report, reporter, splits.notes)
+        note(report, reporter, splits.notes)
 
-    with _stage(report, reporter, "start") if recipe.start.method != "dense" else nullcontext():
+    with staged(report, reporter, "start") if recipe.start.method != "dense" else nullcontext():
         begun = begin(dense, recipe, splits, device=device, reporter=reporter, folder=folder)
-    with _stage(report, reporter, "prune"):
+    with staged(report, reporter, "prune"):
         prepared = prepare(dense, begun, recipe, splits, device=device, reporter=reporter)
-        _prepared(report, reporter, dense, prepared, recipe)
+        about_pruned(report, reporter, dense, prepared, recipe)
     result, student = prepared.result, prepared.network
 
     stages = {"dense": dense, "pruned": student}
-    with _stage(report, reporter, "measure pruned"):
+    with staged(report, reporter, "measure pruned"):
         answers = {name: _measure(report, reporter, name, dense, network, splits, drift_images, device) for name, network in stages.items()}
 
     if (recipe.healing.repair, recipe.healing.method) != ("none", "none"):
-        with _stage(report, reporter, "heal") as apart:
+        with staged(report, reporter, "heal") as apart:
             stages["healed"] = _heal(report, reporter, prepared, recipe, splits, folder, device, apart)
-        with _stage(report, reporter, "measure healed"):
+        with staged(report, reporter, "measure healed"):
             answers["healed"] = _measure(report, reporter, "healed", dense, stages["healed"], splits, drift_images, device)
 
     final_stage, final = list(stages.items())[-1]
     for skipped in splits.evaluation.skipped:
-        _note(report, reporter, [f"Image {skipped} cannot be read and was left out."])
+        note(report, reporter, [f"Image {skipped} cannot be read and was left out."])
     _compare(report, answers)
     small = _sliced(report, reporter, final, result, recipe, drift_images)
     for name, network in stages.items():
         report.add("totals", [totals_row(name, network, result, small if name != "dense" else None)])
 
     if recipe.measure.spectra:
-        with _stage(report, reporter, "spectra"):
+        with staged(report, reporter, "spectra"):
             for name, network in stages.items():
                 report.add("spectra", spectra_table(network, layers=list(result.masks), device=device), stage=name)
                 reporter.check()
 
     if recipe.measure.certificates:
-        with _stage(report, reporter, "certificates"):
+        with staged(report, reporter, "certificates"):
             _certify(report, reporter, stages, answers, prepared, splits, device)
 
     if recipe.measure.latency:
-        with _stage(report, reporter, "latency"):
+        with staged(report, reporter, "latency"):
             report.add("latency", _latency(recipe, dense, final_stage, small or final, bool(small), reporter, device))
 
     if folder is not None:
-        with _stage(report, reporter, "save"):
+        with staged(report, reporter, "save"):
             _save(report, reporter, folder / "healed", small or final, recipe, result)
             for file in (CHECKPOINT, SNAPSHOTS):
                 (folder / file).unlink(missing_ok=True)
             shutil.rmtree(folder / cycles.FOLDER, ignore_errors=True)
-    _provenance(report, recipe, dense, device)
+    provenance(report, recipe, dense, device)
     return report
-
-
-def measure_latency(recipe: Recipe, *, reporter: Reporter | None = None, device: str = "auto") -> Report:
-    """Latency alone: dense against pruned, without images, healing or accuracy. What needs images is refused."""
-    reporter = reporter or Reporter()
-    device = hardware.choose_device(device)
-    report = Report()
-    with _stage(report, reporter, "load"):
-        dense = load(recipe.model)
-    with _stage(report, reporter, "prune"):
-        begun = begin(dense, recipe, None, device=device, reporter=reporter)
-        prepared = prepare(dense, begun, recipe, None, device=device, reporter=reporter)
-        _prepared(report, reporter, dense, prepared, recipe)
-        noise = torch.randn(8, *dense.preprocessing.input_size, generator=torch.Generator().manual_seed(0))
-        small = _sliced(report, reporter, prepared.network, prepared.result, recipe, noise)
-    for name, network in {"dense": dense, "pruned": prepared.network}.items():
-        report.add("totals", [totals_row(name, network, prepared.result, small if name == "pruned" else None)])
-    with _stage(report, reporter, "latency"):
-        report.add("latency", _latency(recipe, dense, "pruned", small or prepared.network, bool(small), reporter, device))
-    _provenance(report, recipe, dense, device)
-    return report
-
-
-def _prepared(report: Report, reporter: Reporter, dense: Network, prepared: Prepared, recipe: Recipe) -> None:
-    """What is known of the pruned network before anything is measured."""
-    left = prepared.result.left_dense
-    _note(report, reporter, [*prepared.notes, *(f"{layer} stays dense: {reason}." for layer, reason in left.items())])
-    for table, rows in prepared.tables.items():
-        report.add(table, rows)
-    report.add("layers", layer_rows(dense, prepared.network, prepared.result))
-    report.add("ledger", ledger_rows(dense, prepared.result, recipe))
-
-
-@contextmanager
-def _stage(report: Report, reporter: Reporter, name: str) -> Iterator[dict[str, float]]:
-    """Times a stage; what the stage puts into the dict it is given, {part: seconds}, counts as parts of their own and not as the stage."""
-    reporter.check()
-    reporter.stage(name)
-    started = time.perf_counter()
-    yield (apart := {})
-    report.add("seconds", [{"stage": name, "seconds": time.perf_counter() - started - sum(apart.values())}])
-    report.add("seconds", [{"stage": part, "seconds": seconds} for part, seconds in apart.items()])
-
-
-def _note(report: Report, reporter: Reporter, notes: Iterable[str]) -> None:
-    for text in notes:
-        reporter.note(text)
-        report.add("notes", [{"note": text}])
 
 
 def _heal(
@@ -223,7 +170,7 @@ def _certify(
         report.add("certificates", found.summary, stage=stage)
         report.add("certificate_images", found.images, stage=stage)
         report.add("certificate_layers", found.layers, stage=stage)
-        _note(report, reporter, found.notes)
+        note(report, reporter, found.notes)
 
 
 def _sliced(report: Report, reporter: Reporter, final: Network, result: MaskResult, recipe: Recipe, images) -> Network | None:
@@ -231,12 +178,12 @@ def _sliced(report: Report, reporter: Reporter, final: Network, result: MaskResu
     if not slicing.is_sliceable(result.masks, final, wholly=recipe.pruning.pattern != "structured"):
         return None
     small = slicing.slice_network(final, result.masks)
-    difference = slicing.largest_difference(final, small, images[:16])
-    found = f"Sliced and masked network differ by at most {difference:.1e} of the largest logit on {len(images[:16])} images"
-    if difference > EQUAL:
-        _note(report, reporter, [f"{found}: more than {EQUAL:g}, so the sliced one is neither timed nor saved."])
+    proven = proof.prove(final, small, images[:16])
+    found = f"Sliced and masked network {proven}"
+    if not proven.equal:
+        note(report, reporter, [f"{found}: more than {proven.tolerance:g}, so the sliced one is neither timed nor saved."])
         return None
-    _note(report, reporter, [f"{found}."])
+    note(report, reporter, [f"{found}."])
     return small
 
 
@@ -254,8 +201,4 @@ def _save(report: Report, reporter: Reporter, folder: Path, network: Network, re
     try:
         export.save(folder, network, recipe, masks=result.masks, facts=report.summary())
     except LabError as error:
-        _note(report, reporter, [f"The network of this run was not saved: {error}"])
-
-
-def _provenance(report: Report, recipe: Recipe, dense: Network, device: str) -> None:
-    report.add("provenance", [{"name": name, "value": str(value)} for name, value in facts(recipe, dense, device).items()])
+        note(report, reporter, [f"The network of this run was not saved: {error}"])

@@ -23,6 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from starfish_lab import tokens
+from starfish_lab.artefacts import DESCRIPTION, WEIGHTS
 from starfish_lab.errors import StoreError, WeightsError
 from starfish_lab.execution import slicing
 from starfish_lab.models.gather import gathered, is_permutation
@@ -32,7 +33,6 @@ from starfish_lab.pruning.masks import Masks
 from starfish_lab.recipe import Recipe
 
 VERSION = 1
-WEIGHTS, DESCRIPTION = "network.safetensors", "recipe.json"
 LONGEST_DESCRIPTION = 16 * 2**20  # bytes
 
 # What may be passed on to a constructor: sizes, names and flags. Above all no path and no address.

@@ -1,12 +1,57 @@
-"""Dataclasses of plain data: built from parsed JSON, their fields checked, every wrong one named in words."""
+"""Dataclasses of plain data, JSON both ways: built with every field checked, and every wrong one named in words."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import types
 import typing
+from typing import ClassVar, Self
 
 from starfish_lab.errors import RecipeError
+
+
+class Plan:
+    """What a run is to do: base of frozen dataclasses that are kept as JSON.
+
+    A subclass sets KEY, the JSON's first key, whose value is VERSION, and WHAT, its name in sentences. A field that is a plan itself
+    keeps its own key, and counts by its own fingerprint.
+    """
+
+    KEY: ClassVar[str]
+    WHAT: ClassVar[str]
+    VERSION: ClassVar[int] = 1
+
+    def to_dict(self) -> dict[str, object]:
+        return {self.KEY: self.VERSION, **dataclasses.asdict(self), **{name: plan.to_dict() for name, plan in self._plans().items()}}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_dict(cls, data: object) -> Self:
+        """A plan from parsed JSON; missing fields keep their defaults. Raises RecipeError naming the first field that is wrong."""
+        if not isinstance(data, dict) or data.get(cls.KEY) != cls.VERSION:
+            raise RecipeError(f'This is no {cls.WHAT}: expected a JSON object with "{cls.KEY}": {cls.VERSION}.')
+        return build(cls, {k: v for k, v in data.items() if k != cls.KEY}, "")
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise RecipeError(f"This {cls.WHAT} is not valid JSON: {error}.") from None
+        return cls.from_dict(data)
+
+    def fingerprint(self) -> str:
+        """12 hex digits that change with anything that can change a result; the name does not count."""
+        content = self.to_dict() | {name: plan.fingerprint() for name, plan in self._plans().items()}
+        content.pop("name", None)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+    def _plans(self) -> dict[str, Plan]:
+        return {f.name: value for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), Plan)}
 
 
 def build(cls: type, data: object, where: str):
@@ -14,13 +59,16 @@ def build(cls: type, data: object, where: str):
     if not isinstance(data, dict):
         raise RecipeError(f"{where.rstrip('.')} must be an object of fields, not {data!r}.")
     hints = typing.get_type_hints(cls)
-    unknown = sorted(set(data) - set(hints))
+    known = [field.name for field in dataclasses.fields(cls)]
+    unknown = sorted(set(data) - set(known))
     if unknown:
-        raise RecipeError(f"{where}{unknown[0]} is not a field of a recipe. Known here: {', '.join(hints)}.")
+        raise RecipeError(f"{where}{unknown[0]} is not a field of a {getattr(cls, 'WHAT', 'recipe')}. Known here: {', '.join(known)}.")
     return cls(**{key: _convert(hints[key], value, where + key) for key, value in data.items()})
 
 
 def _convert(hint: object, value: object, where: str):
+    if isinstance(hint, type) and issubclass(hint, Plan):
+        return hint.from_dict(value)
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where + ".")
     if isinstance(hint, types.UnionType):  # only 'X | None' occurs

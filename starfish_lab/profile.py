@@ -8,6 +8,7 @@ from torch import nn
 
 from starfish_lab.measure import ledger_rows
 from starfish_lab.models.network import Network, layer_kind, prunable
+from starfish_lab.prediction import recording
 from starfish_lab.spectra.layers import spectra_table
 from starfish_lab.whatif import Profile
 
@@ -28,7 +29,8 @@ def compute(network: Network, *, device: str | None = None) -> Profile:
         "tokens": work.tokens, "prefix_tokens": work.prefix,
         "matmuls": {row.layer: int(row.macs) for row in work.layers.itertuples() if row.type == "matmul"},
     }  # fmt: skip
-    return Profile(facts, _layers(network, layers, cost, spectra), _groups(network), _attentions(network, cost), spectra)
+    pieces = pd.DataFrame(recording.on_meta(network))
+    return Profile(facts, _layers(network, layers, cost, spectra), _groups(network), _attentions(network, cost), spectra, pieces)
 
 
 def _layers(network: Network, layers: dict[str, nn.Module], cost: pd.Series, spectra: pd.DataFrame) -> pd.DataFrame:

@@ -7,25 +7,23 @@ True
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from starfish_lab.checks import at_least, one_of
 from starfish_lab.errors import RecipeError
 from starfish_lab.healing.choice import AUGMENTATIONS, OPTIMISERS, PRECISIONS, SCHEDULES, TRAINS, HealingChoice
-from starfish_lab.plain_data import build
+from starfish_lab.jobs import accelerators
+from starfish_lab.plain_data import Plan
 
 __all__ = [
-    "AUGMENTATIONS", "OPTIMISERS", "PRECISIONS", "SCHEDULES", "SOURCES", "TRAINS", "WEIGHTS", "HealingChoice", "ImagesChoice", "MeasureChoice",
-    "ModelChoice", "PruningChoice", "Recipe", "StartChoice", "TokensChoice", "edit",
+    "AUGMENTATIONS", "ONE_SPARSITY", "OPTIMISERS", "PRECISIONS", "SCHEDULES", "SOURCES", "TRAINS", "WEIGHTS", "HealingChoice", "ImagesChoice",
+    "MeasureChoice", "ModelChoice", "PruningChoice", "Recipe", "StartChoice", "TokensChoice", "edit", "seeded",
 ]  # fmt: skip
-
-VERSION = 1
 
 WEIGHTS = ("bundled", "pretrained", "file", "random")
 SOURCES = ("starter", "folder", "csv", "imagenet", "imagenette")
+ONE_SPARSITY = ("n_m", "kept")  # patterns that remove a share of their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,8 +231,11 @@ class MeasureChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Plan):
     """One experiment. Frozen: change it with `dataclasses.replace`. Validated when made."""
+
+    KEY = "starfish_lab_recipe"
+    WHAT = "recipe"
 
     name: str = ""
     model: ModelChoice = ModelChoice()
@@ -244,37 +245,31 @@ class Recipe:
     pruning: PruningChoice = PruningChoice()
     healing: HealingChoice = HealingChoice()
     measure: MeasureChoice = MeasureChoice()
-    device: str = "auto"  # auto, cpu, mps, cuda or cuda:N: the worker that may run it
+    device: str = "auto"  # auto, cpu, mps, cuda, cuda:N or gpu:NAME, such as gpu:A40: the worker that may run it
 
     def __post_init__(self) -> None:
         for part in (self.model, self.images, self.start, self.tokens, self.pruning, self.healing, self.measure):
             part.validate()
+        if not accelerators.valid(self.device):
+            raise RecipeError(f"device is {self.device!r}. Give auto, cpu, mps, cuda, cuda:N, or a GPU by its name such as gpu:A40.")
 
-    def to_dict(self) -> dict[str, object]:
-        return {"starfish_lab_recipe": VERSION, **dataclasses.asdict(self)}
+    @property
+    def asked_sparsity(self) -> float:
+        """The sparsity that pruning is asked for: n:m and 'kept' have their own. Of a start from a file nothing is known before it runs."""
+        from starfish_lab.pruning import STARTS
 
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2)
+        pruning, start = self.pruning, self.start
+        if pruning.pattern == "n_m":
+            return 1 - pruning.keep / pruning.group
+        if pruning.pattern == "kept":
+            return start.sparsity if STARTS.constant(start.method, "TRAINS", False) else 0.0
+        return pruning.sparsity
 
-    @classmethod
-    def from_dict(cls, data: object) -> Recipe:
-        """A recipe from parsed JSON. Raises RecipeError naming the first field that is wrong."""
-        if not isinstance(data, dict) or data.get("starfish_lab_recipe") != VERSION:
-            raise RecipeError(f'This is no recipe: expected a JSON object with "starfish_lab_recipe": {VERSION}.')
-        return build(cls, {k: v for k, v in data.items() if k != "starfish_lab_recipe"}, "")
 
-    @classmethod
-    def from_json(cls, text: str) -> Recipe:
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise RecipeError(f"This recipe is not valid JSON: {error}.") from None
-        return cls.from_dict(data)
-
-    def fingerprint(self) -> str:
-        """12 hex digits that change with anything that can change the result; the name does not count."""
-        content = {k: v for k, v in self.to_dict().items() if k != "name"}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+def seeded(recipe: Recipe, seed: int) -> Recipe:
+    """The recipe with its images drawn, and everything but random weights seeded, anew."""
+    parts = {name: replace(getattr(recipe, name), seed=seed) for name in ("images", "start", "pruning", "healing")}
+    return replace(recipe, **parts)
 
 
 def edit(recipe: Recipe, changes: list[str]) -> Recipe:

@@ -13,7 +13,8 @@ losses        a healing step                    step, loss
 block_losses  a block at a recorded step        step, depth, loss
 healing_drift a block at a step looked at       the columns of healing.watching, as has healing_accuracy, and images_seen
 spectra       a weight matrix at a stage        stage, and the columns of spectra.layers.spectra_table
-latency       a stage at a batch size           stage, and the columns of measure.latency.measure
+latency       a stage at a batch size           stage, and the columns of measure.latency.measure, in latency runs of latency.run,
+                                                as have latency_layers, sensors, peak and hardware
 seconds       a stage of the run                stage, seconds
 cycles        a phase of a cycle before pruning cycle, sparsity, phase, method, weights_removed, restored, steps,
                                                 loss_first, loss_last, seconds, learning_rate
@@ -24,6 +25,8 @@ certificates  a certificate at a stage          the columns of measure.certifica
               an image, a layer                 certificate_images and certificate_layers
 merges        a patch of a picture at a block   the columns of tokens_view, as have pictures
 healers       a healing of a bake-off           the columns of bakeoff.run, as have healer_blocks, healer_curves, tuning, paired and knee
+sweep_runs    a run of a sweep                  run, adopted, and the columns of sweep.plan.Point
+layer_times   a piece of a network on a device  the columns of prediction.layer_times
 provenance    a fact                            name, value
 notes         something worth knowing           note
 """
@@ -39,9 +42,9 @@ import pandas as pd
 
 TABLES = (
     "accuracy", "comparisons", "layers", "totals", "drift", "losses", "block_losses", "healing_drift", "healing_accuracy",
-    "spectra", "latency", "seconds", "provenance", "notes",
+    "spectra", "latency", "latency_layers", "sensors", "peak", "hardware", "seconds", "provenance", "notes",
     "cycles", "solver", "permutation", "ledger", "certificates", "certificate_images", "certificate_layers", "merges", "pictures",
-    "healers", "healer_blocks", "healer_curves", "tuning", "paired", "knee",
+    "healers", "healer_blocks", "healer_curves", "tuning", "paired", "knee", "sweep_runs", "layer_times",
 )  # fmt: skip
 
 

@@ -23,15 +23,20 @@ class Setting:
 
 HOME = Setting("STARFISH_LAB_HOME", "~/.starfish-lab", "folder for the store, checkpoints and healed networks")
 DATABASE_URL = Setting("STARFISH_LAB_DATABASE_URL", "", "SQLAlchemy URL of the store; empty: SQLite in the home folder")
-DEVICES = Setting("STARFISH_LAB_DEVICES", "auto", "devices to start a worker for: auto, or cpu, mps, cuda:0,cuda:1 …")
-THREADS = Setting("STARFISH_LAB_THREADS", "0", "CPU threads a worker uses; 0: all cores")
+ARTEFACTS = Setting("STARFISH_LAB_ARTEFACTS", "", "where healed networks go: a directory all machines see, or an fsspec URL; empty: the home folder")
+BACKEND = Setting(
+    "STARFISH_LAB_BACKEND", "local",
+    "what does the runs: local (workers that the lab starts), or a Ray cluster: ray://head:10001, host:port, or auto for the one this machine is in",
+)  # fmt: skip
+DEVICES = Setting("STARFISH_LAB_DEVICES", "auto", "devices to start a worker for: auto (beside Ray none), or cpu, mps, cuda:0,cuda:1 …")
+THREADS = Setting("STARFISH_LAB_THREADS", "0", "CPU threads a worker uses; 0: all cores, of a Ray node one")
 TEACHER_MEMORY_GB = Setting("STARFISH_LAB_TEACHER_MEMORY_GB", "4", "memory for cached teacher states; beyond it they are recomputed")
 PORT = Setting("STARFISH_LAB_PORT", "8501", "port of the browser app")
 KIT = Setting("STARFISH_LAB_KIT", "../shared/kit", "real weights and images that some tests measure on; they skip without it")
 
 REQUIRE_BROWSER = Setting("STARFISH_LAB_REQUIRE_BROWSER", "", "any value: the browser test fails where no Chromium is, instead of being skipped")
 
-ALL = (HOME, DATABASE_URL, DEVICES, THREADS, TEACHER_MEMORY_GB, PORT, KIT, REQUIRE_BROWSER)
+ALL = (HOME, DATABASE_URL, ARTEFACTS, BACKEND, DEVICES, THREADS, TEACHER_MEMORY_GB, PORT, KIT, REQUIRE_BROWSER)
 
 
 def number(setting: Setting, kind: type = int) -> float:

@@ -176,11 +176,37 @@ def merge(network: Network, choice: TokensChoice) -> None:
     """
     if not any(choice.r):
         return
-    module, blocks = _blocks(network)
+    check(network, choice)
+    module, blocks = network.module, network.module.blocks
     counts = per_block(choice.r, len(blocks))
-    schedule(module.patch_embed.num_patches + module.num_prefix_tokens, module.num_prefix_tokens, len(blocks), choice.r)  # refuses what cannot be
     merging = [MergingBlock(block, r=r, prefix=module.num_prefix_tokens, proportional=choice.proportional) for block, r in zip(blocks, counts)]
     module.blocks = MergingBlocks(*merging, expand=module.global_pool != "token").train(blocks.training)
+
+
+def check(network: Network, choice: TokensChoice) -> None:
+    """Raise RecipeError unless the network's tokens can merge so."""
+    module, blocks = _blocks(network)
+    schedule(module.patch_embed.num_patches + module.num_prefix_tokens, module.num_prefix_tokens, len(blocks), choice.r)
+
+
+def unmerged(network: Network) -> Network:
+    """A copy that keeps all its tokens; names of layers and parameters stay."""
+    network = network.copy()
+    if isinstance(getattr(network.module, "blocks", None), MergingBlocks):
+        network.module.blocks = nn.Sequential(*map(_plain, network.module.blocks)).train(network.module.blocks.training)
+    return network
+
+
+def _plain(merging: MergingBlock) -> Block:
+    """timm's block again, of the same children: it is nothing beside them."""
+    block = Block.__new__(Block)
+    nn.Module.__init__(block)
+    for name, child in merging.named_children():
+        block.add_module(name, child)
+    hooks = block.attn.k_norm._forward_hooks
+    for key in [key for key, hook in hooks.items() if isinstance(hook, _Keys)]:
+        del hooks[key]
+    return block.train(merging.training)
 
 
 def remarks(network: Network, choice: TokensChoice) -> list[str]:

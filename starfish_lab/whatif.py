@@ -21,7 +21,8 @@ from starfish_lab.pruning import BUDGETS, SOLVERS, STARTS, rules
 from starfish_lab.recipe import ModelChoice, PruningChoice, StartChoice, TokensChoice
 from starfish_lab.token_schedule import schedule
 
-FRAMES = ("layers", "groups", "attentions", "spectra")
+VERSION = 2  # of profiles: those of another are made again. 2: pieces
+FRAMES = ("layers", "groups", "attentions", "spectra", "pieces")
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Profile:
     | groups     | removable units: producer, consumer, units, beside (parameters that go with a unit besides its weights)   |
     | attentions | removable Q/K dimensions: name, qkv, heads, head_dim, beside (with a dimension of a head), macs_g (of Q·Kᵀ and A·V) |
     | spectra    | `spectra.layers.spectra_table`                                                                          |
+    | pieces     | everything that runs in a forward pass, in order, with its shape: the fields of `prediction.pieces.Piece`; empty in older profiles |
     """  # noqa: E501
 
     facts: dict[str, object]
@@ -42,6 +44,7 @@ class Profile:
     groups: pd.DataFrame
     attentions: pd.DataFrame
     spectra: pd.DataFrame
+    pieces: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def to_json(self) -> str:
         """Strict JSON, floats at 6 significant digits, what is not finite as null."""
@@ -51,7 +54,7 @@ class Profile:
     @classmethod
     def from_json(cls, text: str) -> Profile:
         data = json.loads(text)
-        return cls(data["facts"], *(pd.DataFrame(data[name]) for name in FRAMES))
+        return cls(data["facts"], *(pd.DataFrame(data.get(name, {})) for name in FRAMES))
 
 
 def _plain(value: object) -> object:
@@ -69,7 +72,7 @@ def _plain(value: object) -> object:
 
 def profile_key(choice: ModelChoice) -> str:
     """Name under which a network's profile is stored: the same for equal choices and, for a file, equal size and time of change."""
-    content = dataclasses.asdict(choice)
+    content: dict[str, object] = {"version": VERSION, **dataclasses.asdict(choice)}
     if choice.path is not None:
         try:
             file = Path(choice.path).expanduser().stat()
@@ -271,22 +274,15 @@ def _kept(profile: Profile, layers: pd.DataFrame, choice: PruningChoice, start: 
     return _Removal(removed, notes=(note,), estimate=True, widths=widths)
 
 
+def structured_sizes(profile: Profile, choice: PruningChoice) -> rules.Sizes:
+    """What the pattern 'structured' leaves of every prunable layer. Raises RecipeError where no units can go."""
+    groups, attentions = profile.groups.itertuples(), profile.attentions.itertuples()
+    return rules.structured_sizes(choice, groups, attentions, _prunable(profile, choice).itertuples(), profile.facts["structured_refusal"])
+
+
 def _structured(profile: Profile, layers: pd.DataFrame, choice: PruningChoice, start: StartChoice) -> _Removal:
     """A layer keeps its remaining outputs × remaining inputs."""
-    groups, attentions = profile.groups.itertuples(), profile.attentions.itertuples()
-    plan = rules.plan_structured(choice, groups, attentions, layers["layer"], profile.facts["structured_refusal"])
-    outputs = dict(zip(layers["layer"], layers["rows"].tolist()))
-    inputs = dict(zip(layers["layer"], layers["in_features"].tolist()))
-    beside, dims = 0, {}
-    for group in plan.groups:
-        gone = rules.units_going(choice, "mlp", group.units)
-        outputs[group.producer] -= gone
-        inputs[group.consumer] -= gone
-        beside += gone * group.beside
-    for attention in plan.attentions:
-        gone = rules.units_going(choice, "qk", attention.head_dim)
-        outputs[attention.qkv] -= 2 * attention.heads * gone
-        beside += attention.heads * gone * attention.beside
-        dims[attention.name] = gone
-    removed = {row.layer: row.weights - outputs[row.layer] * inputs[row.layer] * (row.cols // row.in_features) for row in layers.itertuples()}
-    return _Removal(removed, plan.left_dense, plan.notes, beside=beside, dims=dims)
+    left = structured_sizes(profile, choice)
+    sizes = {row.layer: left.outputs[row.layer] * left.inputs[row.layer] * (row.cols // row.in_features) for row in layers.itertuples()}
+    removed = {row.layer: row.weights - sizes[row.layer] for row in layers.itertuples()}
+    return _Removal(removed, left.plan.left_dense, left.plan.notes, beside=left.beside, dims=left.dims)

@@ -67,16 +67,13 @@ def step() -> None:
 
 def structured() -> None:
     """Speed-up of the sliced DeiT-S at 50 % (MLP units and Q/K dimensions), batch 8, against what its MACs promise."""
-    from starfish_lab import experiment
-    from starfish_lab.recipe import HealingChoice, MeasureChoice, ModelChoice, PruningChoice, Recipe
+    from starfish_lab.latency.plan import LatencyPlan
+    from starfish_lab.latency.run import run
+    from starfish_lab.recipe import ModelChoice, PruningChoice, Recipe
 
-    recipe = Recipe(
-        model=ModelChoice(name="deit_small_patch16_224.fb_in1k", weights="random"),
-        pruning=PruningChoice(pattern="structured", sparsity=0.5),
-        healing=HealingChoice(method="none"),
-        measure=MeasureChoice(batch_sizes=(8,), seconds=20),
-    )
-    report = experiment.measure_latency(recipe, device="cpu")
+    model = ModelChoice(name="deit_small_patch16_224.fb_in1k", weights="random")
+    recipe = Recipe(model=model, pruning=PruningChoice(pattern="structured", sparsity=0.5))
+    report = run(LatencyPlan(recipe=recipe, executions=("sliced",), batches=(8,), seconds=20, layers=False), device="cpu")
     totals = report.frame("totals").set_index("stage")
     promised = totals.loc["dense", "macs_g"] / totals.loc["pruned", "macs_g"]
     row = report.frame("latency").set_index("stage").loc["pruned"]
@@ -270,6 +267,20 @@ def structured_healing(**options: str) -> None:
     bar_structured.main(**options)
 
 
+def repeat(**options: str) -> None:
+    """The same latencies measured several times, each in a process of its own: how far ratios are apart, what intervals hold; runs=6 seconds=10."""
+    import bar_latency
+
+    bar_latency.repeat(**options)
+
+
+def prediction(**options: str) -> None:
+    """'Will it be faster?' beside what was then measured, on the starter and DeiT-S; names=starter batches=1,8 shares=0.5 …"""
+    import bar_prediction
+
+    bar_prediction.main(**options)
+
+
 def healing_speed(**options: str) -> None:
     """Seconds until the speed-ups reach plain STARFISH's final loss on the kit's ViT; steps=130 images=400 …"""
     import bar_healing_speed
@@ -284,7 +295,10 @@ def healing(**options: str) -> None:
     bar_healing.main(**options)
 
 
-_ALL = (starter, spectra, step, structured, tokens, pages, certificates, ledger, masks, cast, permutation, structured_healing, healing, healing_speed)
+_ALL = (
+    starter, spectra, step, structured, tokens, pages, certificates, ledger, masks, cast, permutation, structured_healing, healing, healing_speed,
+    repeat, prediction,
+)  # fmt: skip
 BARS: dict[str, Callable[..., None]] = {f.__name__: f for f in _ALL}
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import pytest  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from postgres import database_url, postgres  # noqa: E402, F401 - fixtures
+
 
 @pytest.fixture(autouse=True)
 def lab_home(tmp_path, monkeypatch):

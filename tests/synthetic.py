@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from starfish_lab.latency.plan import LatencyPlan
 from starfish_lab.measure.accuracy import wilson
 from starfish_lab.recipe import HealingChoice, PruningChoice, Recipe
 from starfish_lab.report import Report
@@ -102,7 +103,7 @@ def running(store: Store, *, step: int = 30, steps: int = 200, **options: object
 
 def latency_run(store: Store, **options: object) -> int:
     """A finished measurement of latency alone."""
-    run = store.submit(replace(recipe(), name="timing"), "latency")
+    run = store.submit(LatencyPlan.of(replace(recipe(), name="timing")), "latency")
     found = report(**options)
     store.finish(run, Report({name: found.tables[name] for name in ("totals", "latency", "layers", "seconds")}))
     return run

@@ -13,6 +13,7 @@ from synthetic import button, charts, labels, open_page, said, traces, unharmed
 
 from app import choice, merging, results
 from starfish_lab import presets
+from starfish_lab.latency.plan import LatencyPlan
 from starfish_lab.recipe import HealingChoice, ImagesChoice, PruningChoice, Recipe, StartChoice, TokensChoice
 from starfish_lab.report import Report
 from starfish_lab.store import Store
@@ -354,9 +355,12 @@ def test_what_gathering_costs_is_measured_or_said_to_be_unknown():
     assert before_view._timed(rows.iloc[:1], report) == ""
 
 
-@pytest.mark.parametrize(("kind", "told"), [("merging", "under Tokens"), ("latency", "timed a network"), ("profile", "kind 'profile'")])
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [("merging", "under Tokens"), ("latency", "timed a network"), ("layer_times", "timed the layers"), ("profile", "kind 'profile'")],
+)
 def test_a_run_of_another_kind_says_where_its_figures_are(store, kind, told):
-    run = store.submit(Recipe(), kind)
+    run = store.submit(LatencyPlan() if kind == "latency" else Recipe(), kind)
     store.claim("worker", "cpu")
     store.finish(run, Report())
     app = open_page("prune_and_heal", run=run)

@@ -134,25 +134,6 @@ def test_published_points_are_hollow_and_never_on_the_front(store):
     assert 0.001 not in fig.data[0].x
 
 
-def test_batch_sweep_never_joins_measured_and_published(report):
-    measured = report.frame("latency").assign(run=4)
-    hollow = pd.DataFrame({
-        "model": "ViT-B/16", "variant": "2:4", "execution": ["dense, pure bf16"] * 2,
-        "batch": [64, 128], "images_per_s": [1600.0, 1700.0], "source": "paper",
-    })  # fmt: skip
-    fig = latency.batch_sweep(measured, hollow, device="Test CPU")
-    assert [trace.name for trace in fig.data] == ["dense (run 4)", "healed, masked (run 4)", "dense, pure bf16"]
-    assert [trace.marker.symbol for trace in fig.data] == ["circle", "diamond", "circle-open"]
-    assert fig.layout.xaxis.type == "log" and list(fig.layout.xaxis.tickvals) == [1, 8, 64, 128]
-    dense = fig.data[0]
-    assert list(dense.y) == [250.0, 400.0] and dense.y[1] + dense.error_y.array[1] == pytest.approx(408.0)
-    assert fig.layout.title.text == "No speed-up is resolved at any batch size"
-    faster = latency.batch_sweep(synthetic.report(speedup=1.8).frame("latency").assign(run=4), hollow, device="Test CPU")
-    assert faster.layout.title.text.startswith("1.80× dense")
-    slower = latency.batch_sweep(synthetic.report(speedup=0.8).frame("latency").assign(run=4), hollow, device="Test CPU")
-    assert slower.layout.title.text == "Slower than dense at every batch size: 0.80× at best"
-
-
 def test_a_long_title_is_wrapped_evenly_and_what_is_drawn_stays_as_large():
     def drawn(fig):
         margin = fig.layout.margin.t if fig.layout.margin.t is not None else fig.layout.template.layout.margin.t
@@ -175,15 +156,6 @@ def test_a_legend_too_wide_for_a_narrow_page_gets_room_for_a_second_row():
     assert theme.wrapped(below).layout.height == 300 and below.layout.legend.y < 0
 
 
-def test_speedup_stands_beside_what_macs_promise(store):
-    ids = [synthetic.done(store, speedup=1.5)]
-    points = results.speedups(store.table(ids, "latency"), store.runs())
-    assert set(points["macs_ratio"].round(6)) == {round(0.04 / 0.006, 6)}
-    line, marks, *_ = latency.speedup_against_macs(points[points["batch"] == 8]).data
-    assert line.name == "if MACs were all" and list(line.x) == list(line.y) and line.line.dash == "dash"
-    assert marks.y[0] == 1.5 and marks.error_y.array[0] == pytest.approx(0.05)
-
-
 def test_family_is_everything_that_came_from_the_oldest_ancestor():
     table = pd.DataFrame({
         "id": [1, 2, 3, 4, 5, 6], "parent": [None, 1, 2, None, 2, 99], "name": "", "status": "done", "top1_healed": [0.9, 0.8, 0.7, 0.6, None, 0.5],
@@ -194,18 +166,6 @@ def test_family_is_everything_that_came_from_the_oldest_ancestor():
     lines, marks = runs.lineage(members, chosen=3).data
     assert [x for x in lines.x if x is not None] == [0, 1, 1, 2, 1, 2]
     assert list(marks.marker.symbol) == ["diamond", "diamond", "diamond", "diamond-open"]
-
-
-def test_published_ratios_are_those_of_the_paper_and_at_matched_precision():
-    from starfish_lab import literature
-
-    table = literature.latencies()
-    a40 = published.ratios(table[(table["gpu"] == "A40") & (table["model"] == "ViT-B/16")]).set_index("batch")
-    assert round(a40.loc[64, "headline"], 3) == 1.388 and round(a40.loc[64, "matched"], 3) == 1.032
-    text = published.statement("A40", "ViT-B/16", a40.reset_index())
-    assert "1.388×" in text and "1.032×" in text and "mixed precision" in text
-    a100 = published.statement("A100", "ViT-B/16", pd.DataFrame())
-    assert "2.705×" in a100 and "without TF32" in a100
 
 
 def test_published_accuracies_stand_only_where_they_state_a_cost():

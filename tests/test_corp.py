@@ -8,7 +8,7 @@ from torch import nn
 
 from starfish_lab import tokens
 from starfish_lab.errors import RecipeError
-from starfish_lab.execution import slicing
+from starfish_lab.execution import proof, slicing
 from starfish_lab.healing import compensation
 from starfish_lab.healing.compensation import Moments
 from starfish_lab.healing.repairs import corp
@@ -293,7 +293,7 @@ def test_masked_and_sliced_answer_alike_and_zeros_stay(name, request):
     student, base = repaired(network, masks, images), pruned(network, masks)
     for layer, mask in masks.items():
         assert (student.module.get_submodule(layer).weight[~mask] == 0).all()
-    assert slicing.largest_difference(student, slicing.slice_network(student, masks), images) < 1e-5
+    assert proof.prove(student, slicing.slice_network(student, masks), images).largest_difference < 1e-5
     wanted = answers(network, images)
     assert (answers(student, images) - wanted).square().mean() < 0.8 * (answers(base, images) - wanted).square().mean()
     assert all(torch.equal(value, before[key]) for key, value in network.module.state_dict().items())
@@ -332,7 +332,7 @@ def test_a_network_that_merges_tokens_is_compensated_as_it_runs(tiny_vit):
         dense=tiny_vit, student=student, masks=masks, batches=None, calibration=images, device=torch.device("cpu"), reporter=Reporter(),
         teacher_memory=0,
     ))  # fmt: skip
-    assert slicing.largest_difference(student, slicing.slice_network(student, masks), images) < 1e-5
+    assert proof.prove(student, slicing.slice_network(student, masks), images).largest_difference < 1e-5
 
 
 def test_what_is_no_whole_unit_is_refused(tiny_vit):

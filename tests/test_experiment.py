@@ -100,11 +100,3 @@ def test_full_disk_while_saving_loses_the_copy_not_the_run(tmp_path, monkeypatch
     report = experiment.run(_recipe(), reporter=recorder, folder=tmp_path, device="cpu")
     assert len(report.tables["accuracy"]) == 3
     assert any("was not saved: The disk is full." in note for note in recorder.notes)
-
-
-def test_latency_alone_needs_no_images():
-    recipe = _recipe(pruning=PruningChoice(pattern="structured", sparsity=0.5), measure=MeasureChoice(batch_sizes=(1, 2), seconds=0.05))
-    report = experiment.measure_latency(recipe, device="cpu")
-    assert "accuracy" not in report.tables
-    assert {(r["stage"], r["batch"]) for r in report.tables["latency"]} == {("dense", 1), ("dense", 2), ("pruned", 1), ("pruned", 2)}
-    assert set(report.frame("latency")["execution"]) == {"dense", "sliced"}

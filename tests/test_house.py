@@ -13,6 +13,7 @@ from conftest import ROOT
 
 from starfish_lab import __main__ as command_line
 from starfish_lab import settings
+from starfish_lab.execution import BACKENDS
 from starfish_lab.healing import METHODS, REPAIRS
 from starfish_lab.models import PAPER_MODELS
 from starfish_lab.pruning import BUDGETS, PATTERNS, PERMUTATIONS, SCORES, SOLVERS, STARTS
@@ -22,6 +23,8 @@ README = (ROOT / "README.md").read_text()
 TORCH_FREE = [
     "settings", "errors", "registry", "recipe", "report", "store", "whatif", "ledger", "presets", "token_schedule", "certificate_bounds",
     "progress", "literature", "models", "healing", "pruning", "calibration", "checks", "healing.healers", "bakeoff.plan",
+    "execution", "execution.choice", "latency.plan", "latency.results_file", "latency.comparable", "latency.importing", "prediction.card",
+    "sweep.plan", "artefacts", "jobs.accelerators",
 ]  # fmt: skip
 
 
@@ -84,7 +87,7 @@ def test_every_command_is_documented():
         assert any("--json" in action.option_strings for action in parser._actions), f"{name} takes no --json"
 
 
-@pytest.mark.parametrize("registry", [METHODS, REPAIRS, SCORES, SOLVERS, BUDGETS, PATTERNS, PERMUTATIONS, STARTS], ids=lambda r: r.kind)
+@pytest.mark.parametrize("registry", [METHODS, REPAIRS, SCORES, SOLVERS, BUDGETS, PATTERNS, PERMUTATIONS, STARTS, BACKENDS], ids=lambda r: r.kind)
 def test_every_method_is_documented(registry):
     assert registry.names()
     for name in registry.names():

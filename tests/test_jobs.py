@@ -563,3 +563,18 @@ def test_devices_to_start_workers_for(monkeypatch):
     for found, expected in (("cuda:0 cuda:1 cpu", ["cuda:0", "cuda:1"]), ("mps cpu", ["mps"]), ("cpu", ["cpu"]), ("", ["cpu"])):
         monkeypatch.setattr(launcher.subprocess, "run", lambda *_, found=found, **__: subprocess.CompletedProcess([], 0, stdout=found))
         assert launcher._devices("auto") == expected
+
+
+def test_beside_ray_the_launcher_starts_workers_only_for_named_devices(monkeypatch):
+    monkeypatch.setattr(launcher, "_start", lambda module, **_: module)
+
+    def started(*choice: str | None) -> list[tuple[str, str]]:
+        return [(worker.title, worker.process[-1]) for worker in launcher._workers(*choice)]
+
+    assert started(None, "cpu") == [("cpu", "cpu")]
+    ray = ("Ray at ray://head:10001", "starfish_lab.jobs.ray_dispatcher")
+    assert started("ray://head:10001", "auto") == [ray]
+    assert started("ray://head:10001", "cuda:0") == [ray, ("cuda:0", "cuda:0")]
+    monkeypatch.setenv("STARFISH_LAB_BACKEND", "somewhere")
+    with pytest.raises(LabError, match="STARFISH_LAB_BACKEND is 'somewhere': expected local, auto, ray://host:port or host:port"):
+        launcher.launch(port=1, open_browser=False)

@@ -18,7 +18,7 @@ from torch import nn
 from starfish_lab import export, profile, tokens
 from starfish_lab.calibration.activations import input_magnitudes, input_norms, second_moments
 from starfish_lab.errors import LabError, RecipeError, WeightsError
-from starfish_lab.execution import slicing
+from starfish_lab.execution import proof, slicing
 from starfish_lab.measure.macs import effective_macs, layer_macs
 from starfish_lab.models.gather import GatheredConv2d, GatheredLinear, gather, gathered, met
 from starfish_lab.models.loading import bundled, wrap
@@ -416,7 +416,7 @@ def test_gathering_networks_are_sliced(gathering):
     thin = pruned(gathering, masks)
     small = slicing.slice_network(thin, masks)
     assert set(gathered(small.module)) == set(gathered(gathering.module))
-    assert slicing.largest_difference(thin, small, images(gathering)) < 1e-5
+    assert proof.prove(thin, small, images(gathering)).largest_difference < 1e-5
 
 
 def test_units_of_a_layer_that_gathers_them_stay(tiny_resnet):

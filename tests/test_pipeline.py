@@ -15,6 +15,8 @@ from starfish_lab import data, experiment, ledger
 from starfish_lab.errors import ImagesError, LabError, RecipeError, WeightsError
 from starfish_lab.export import load_pruned
 from starfish_lab.jobs import worker
+from starfish_lab.latency.plan import LatencyPlan
+from starfish_lab.latency.run import run as time_executions
 from starfish_lab.measure import accuracy, costs
 from starfish_lab.models.checkpoints import fit
 from starfish_lab.preparation import prepare
@@ -270,17 +272,20 @@ def test_more_training_images_than_there_are(pictures, monkeypatch, tiny_vit):
 
 
 @pytest.mark.parametrize(
-    ("parts", "execution"),
+    ("parts", "executions"),
     [
-        (dict(pruning=replace(TWO_FOUR, permutation="deal", permutation_options={"importance": "energy"})), "masked"),
-        (dict(tokens=TokensChoice(r=(1,))), "merged"),
-        (dict(tokens=TokensChoice(r=(1,)), pruning=PruningChoice(pattern="structured")), "sliced"),
+        (
+            dict(pruning=replace(TWO_FOUR, permutation="deal", permutation_options={"importance": "energy"})),
+            ["dense", "dense, fp16", "masked", "semi_structured(cusparselt), fp16"],
+        ),
+        (dict(tokens=TokensChoice(r=(1,))), ["dense", "merged"]),
+        (dict(tokens=TokensChoice(r=(1,)), pruning=PruningChoice(pattern="structured")), ["dense", "merged+sliced"]),
     ],
 )
-def test_latency_without_images(parts, execution):
-    report = experiment.measure_latency(recipe(**parts), device="cpu")
+def test_latency_without_images(parts, executions):
+    report = time_executions(LatencyPlan.of(recipe(**parts)), device="cpu")
     json.dumps(report.tables, allow_nan=False)
-    assert report.frame("latency")["execution"].tolist() == ["dense", execution]
+    assert report.frame("latency")["execution"].tolist() == executions
 
 
 @pytest.mark.parametrize(
@@ -289,7 +294,7 @@ def test_latency_without_images(parts, execution):
 )
 def test_latency_of_what_needs_images_is_refused(parts):
     with pytest.raises(RecipeError, match="needs (calibration|labelled) images"):
-        experiment.measure_latency(recipe(**parts), device="cpu")
+        time_executions(LatencyPlan.of(recipe(**parts)), device="cpu")
 
 
 # -- jobs ---------------------------------------------------------------------------------------------------------------

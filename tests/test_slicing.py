@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional as F
 
 from starfish_lab.errors import WeightsError
-from starfish_lab.execution import slicing
+from starfish_lab.execution import proof, slicing
 from starfish_lab.models.loading import wrap
 from starfish_lab.models.network import Preprocessing, prunable
 from starfish_lab.pruning import masks as masking
@@ -79,7 +79,7 @@ def test_sliced_equals_masked(network, share):
     with torch.no_grad():
         expected, found = student.module(images), small.module(images)
     assert torch.allclose(found, expected, atol=1e-5, rtol=0)
-    assert slicing.largest_difference(student, small, images) < 1e-5
+    assert proof.prove(student, small, images).largest_difference < 1e-5
     assert sum(p.numel() for p in small.module.parameters()) < sum(p.numel() for p in student.module.parameters())
 
 
@@ -123,7 +123,7 @@ def test_heads_that_lost_unequally_keep_the_largest_number(tiny_vit):
     small = slicing.slice_network(student, masks)
     assert small.module.blocks[0].attn.qk_dim == 15
     assert isinstance(small.module.blocks[1].attn, type(tiny_vit.module.blocks[1].attn))
-    assert slicing.largest_difference(student, small, torch.randn(2, 3, 32, 32)) < 1e-5
+    assert proof.prove(student, small, torch.randn(2, 3, 32, 32)).largest_difference < 1e-5
 
 
 def test_a_dimension_masked_in_q_alone_stays(tiny_vit):
@@ -151,7 +151,7 @@ def test_one_unit_and_one_dimension_always_stay(tiny_vit):
     student = masked(tiny_vit, masks)
     small = slicing.slice_network(student, masks)
     assert small.module.blocks[0].mlp.fc1.out_features == 1 and small.module.blocks[0].attn.qk_dim == 1
-    assert slicing.largest_difference(student, small, torch.randn(2, 3, 32, 32)) < 1e-5
+    assert proof.prove(student, small, torch.randn(2, 3, 32, 32)).largest_difference < 1e-5
 
 
 def test_the_structure_takes_the_sliced_weights_back(network):

@@ -18,13 +18,22 @@ import pytest
 from starfish_lab import settings
 from starfish_lab.errors import StoreError
 from starfish_lab.jobs.protocol import LocalBackend
+from starfish_lab.latency.plan import LatencyPlan
 from starfish_lab.recipe import ModelChoice, PruningChoice, Recipe
 from starfish_lab.report import Report
 from starfish_lab.store import SUMMARY_COLUMNS, Store, folder_of
 
 
 @pytest.fixture
-def store():
+def store(database_url):
+    """A store in a file, and once more in PostgreSQL."""
+    store = Store(database_url)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def file_store():
     return Store()
 
 
@@ -71,7 +80,7 @@ def test_columns_are_there_before_any_run(store):
 
 
 def test_runs_are_listed_newest_first_with_their_figures(store):
-    first, second, latency = store.submit(Recipe()), store.submit(Recipe()), store.submit(Recipe(), "latency")
+    first, second, latency = store.submit(Recipe()), store.submit(Recipe()), store.submit(LatencyPlan(), "latency")
     store.finish(first, report(), artefact="somewhere")
     listed = store.runs().set_index("id")
     assert list(listed.index) == [second, first]
@@ -307,7 +316,7 @@ def test_workers_and_capacity(store):
     assert store.run(second).status == "cancelled"
 
 
-def test_a_locked_database_is_said_in_words_and_nothing_is_lost(store):
+def test_a_locked_database_is_said_in_words_and_nothing_is_lost(file_store):
     impatient = Store(timeout=0.1)
     run_id = impatient.submit(Recipe())
     other = sqlite3.connect(settings.home() / "lab.db", isolation_level=None)
@@ -329,15 +338,15 @@ def test_a_locked_database_is_said_in_words_and_nothing_is_lost(store):
     assert impatient.claim("w", "cpu").id == run_id
 
 
-def test_a_full_disk_is_said_in_words_and_nothing_is_lost(store):
-    run_id = store.submit(Recipe())
-    with store.transaction() as connection:
+def test_a_full_disk_is_said_in_words_and_nothing_is_lost(file_store):
+    run_id = file_store.submit(Recipe())
+    with file_store.transaction() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")  # this connection may not let the file grow
         large = Report({"notes": [{"note": "x" * 1_000_000}]})
     with pytest.raises(StoreError, match="is full; nothing was written"):
-        store.finish(run_id, large)
-    assert store.run(run_id).status == "queued" and store.report(run_id).tables == {}
+        file_store.finish(run_id, large)
+    assert file_store.run(run_id).status == "queued" and file_store.report(run_id).tables == {}
 
 
 def test_other_files_and_addresses_are_refused_in_words(tmp_path):
@@ -377,10 +386,10 @@ def test_many_openings_at_once(tmp_path):
     assert errors == [] and len(Store(f"sqlite:///{tmp_path / 'new.db'}").runs()) == 8
 
 
-def test_a_thousand_runs_are_listed_quickly(store):
-    first = store.submit(Recipe())
-    store.finish(first, report())
-    with store.transaction() as connection:  # 999 copies of the finished run
+def test_a_thousand_runs_are_listed_quickly(file_store):
+    first = file_store.submit(Recipe())
+    file_store.finish(first, report())
+    with file_store.transaction() as connection:  # 999 copies of the finished run
         names = [c[1] for c in connection.exec_driver_sql("PRAGMA table_info(runs)") if c[1] != "id"]
         copied = ", ".join(names)
         series = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 999)"
@@ -388,7 +397,7 @@ def test_a_thousand_runs_are_listed_quickly(store):
     times = []
     for _ in range(5):
         started = time.process_time()
-        listed = store.runs(limit=1000)
+        listed = file_store.runs(limit=1000)
         times.append(time.process_time() - started)
     assert len(listed) == 1000 and listed["recovered"].notna().all()
     assert sorted(times)[2] <= 0.1

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from starfish_lab import tokens
 from starfish_lab.errors import RecipeError, WeightsError
-from starfish_lab.execution import slicing
+from starfish_lab.execution import proof, slicing
 from starfish_lab.healing.heal import heal
 from starfish_lab.measure import macs
 from starfish_lab.measure.drift import drift
@@ -336,7 +336,7 @@ def test_slicing_a_merging_network_changes_no_answer(tiny_vit, units):
     assert isinstance(small.module.blocks[0].attn, slicing.SlicedAttention) and tokens.facts(small) == tokens.facts(student)
     for a, b in zip(returned(masked, images()), returned(small, images()), strict=True):
         assert torch.equal(a.source, b.source)
-    assert slicing.largest_difference(masked, small, images(16)) < 1e-5
+    assert proof.prove(masked, small, images(16)).largest_difference < 1e-5
     again = slicing.reshape_like(tiny_vit.copy(), slicing.shapes(small))
     tokens.merge_like(again, tokens.facts(small))
     again.module.load_state_dict(small.module.state_dict(), strict=True)

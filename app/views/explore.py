@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
-from app import basis, before_controls, frame, launch, ledger_view, results, state
+from app import basis, before_controls, faster_card, frame, launch, ledger_view, results, state
 from app.charts import budget, spectra, theme
 from app.choice import suits
 from starfish_lab import whatif
 from starfish_lab.healing import METHODS
+from starfish_lab.prediction.card import ESTIMATE, Card
 from starfish_lab.pruning import BUDGETS, SCORES, SOLVERS
 from starfish_lab.pruning.budgets import mp_edge
 from starfish_lab.recipe import Recipe
@@ -41,7 +43,8 @@ SIGNALS = {"sigma_plus": "the MP edge σ₊", "hill_alpha": "Hill's α of the ta
 def page() -> None:
     profile = frame.profile()
     predicted = frame.prediction(profile)
-    frame.figures(frame.stage_rows(profile, predicted))
+    rows = frame.stage_rows(profile, predicted)
+    frame.figures(faster_card.expected(rows, profile))
     _controls(profile)
     if predicted is None:
         return
@@ -52,7 +55,9 @@ def page() -> None:
             _budget(predicted, selected)
         with right:
             _spectrum(profile, selected, predicted)
-    _launch(predicted)
+    place = _launch(predicted)
+    card = faster_card.draw(profile, basis.current())
+    place.caption(_comes_to(predicted, card), width="stretch", text_alignment="right")
     _details(profile, predicted)
     _ledger(profile)
 
@@ -179,14 +184,12 @@ def _switch(label: str, names: dict[str, str], value: str) -> None:
     )
 
 
-def _launch(predicted: WhatIf) -> None:
-    """What it comes to, in words, and the button that does it."""
-    recipe, totals = basis.current(), predicted.totals
+def _launch(predicted: WhatIf) -> DeltaGenerator:
+    """The button that does it. Returns room beside it for what it comes to, which the card below decides."""
+    recipe = basis.current()
     dense = predicted.layers[predicted.layers["note"].astype(bool) & (predicted.layers["removed"] == 0)]
-    share = theme.percent(totals["sparsity_prunable"])
-    gone = f"**{share}** of prunable weights, **{theme.percent(totals['sparsity_all'])}** of all parameters go"
     with frame.actions():
-        st.caption(f"{gone} · {_speed(recipe)}", width="stretch", text_alignment="right")
+        place = st.empty()
         if origin := basis.origin():
             hint = "What no page shows (seeds, options, layers) comes from it. Press to let go of it."
             st.button(f"On {origin}", type="tertiary", icon=":material/close:", help=hint, on_click=basis.let_go)
@@ -199,10 +202,18 @@ def _launch(predicted: WhatIf) -> None:
             st.caption(text)
     for reason, rows in dense.groupby("note", sort=False):
         st.caption(f"{len(rows)} layers stay dense, {reason}: {', '.join(rows['layer'].head(6))}{' …' if len(rows) > 6 else ''}")
+    return place
 
 
-def _speed(recipe: Recipe) -> str:
-    """What to expect of the clock, before anything is measured."""
+def _comes_to(predicted: WhatIf, card: Card | None) -> str:
+    """What goes, and what to expect of the clock, in words."""
+    prunable, whole = (theme.percent(predicted.totals[f"sparsity_{of}"]) for of in ("prunable", "all"))
+    return f"**{prunable}** of prunable weights, **{whole}** of all parameters go · {_speed(basis.current(), card)}"
+
+
+def _speed(recipe: Recipe, card: Card | None) -> str:
+    if card is not None and card.kind == ESTIMATE:
+        return f"{card.execution}, batch {card.batch}: {card.headline[0].lower()}{card.headline[1:].rstrip('.')}"
     said = SPEED[recipe.pruning.pattern]
     return f"{said}; merged tokens really go: a run measures it" if any(recipe.tokens.r) else said
 

@@ -2,54 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pandas as pd
 import streamlit as st
 
-from app import frame, launch, profiles, published, results, state
+from app import frame, latency_details, latency_files, latency_form, latency_published, latency_rows, latency_trust, profiles, published, state
 from app.charts import latency as charts
+from app.charts import theme
+from app.latency_rows import spoken, word
 from starfish_lab import literature, settings
-from starfish_lab.errors import LabError
 
 KNOWN = 200  # newest done runs whose timings are read
-BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+RUNS = 4  # on show at once
 SWEEP = (
-    "Higher is faster; filled marks were measured here with their 95 % interval, hollow ones are published. "
-    "Lines of different machines, precisions or authors are not to be compared with each other."
+    "Higher is faster; filled marks were measured here with their 95 % interval, hollow ones are published, the broad line is the best dense. "
+    "Lines of different runs, machines or authors are not to be compared with each other."
 )
-MACS = (
-    "On the dashed line a network is as much faster as it has fewer multiply-adds; on 1 it is as fast as dense. "
-    "It shows this machine at this batch size, not others."
-)
-_number = st.column_config.NumberColumn
-COLUMNS = {
-    "run": _number("Run", width="small"), "stage": "Stage", "execution": "Execution", "batch": _number("Batch"),
-    "latency_ms_p50": _number("p50 (ms)", format="%.3g"), "latency_ms_p90": _number("p90 (ms)", format="%.3g"),
-    "latency_ms_p99": _number("p99 (ms)", format="%.3g"), "images_per_s": _number("Images/s", format="%.4g"),
-    "faster": st.column_config.TextColumn("Speed-up (×)", help="Over dense, with its 95 % interval; both were timed in turns in one process."),
-    "dtype": "Precision", "threads": "Threads", "iterations": "Iterations", "note": "Note",
-}  # fmt: skip
 
 
-@st.cache_data(max_entries=8, show_spinner=False)
-def measured(url: str, ids: tuple[int, ...]) -> pd.DataFrame:
-    """Latency rows of finished runs, which never change; `url` keeps stores apart."""
-    return state.store().table(ids, "latency")
+@st.cache_data(max_entries=24, show_spinner=False)
+def read(url: str, ids: tuple[int, ...], table: str) -> pd.DataFrame:
+    """A table of finished runs, which never change; `url` keeps stores apart."""
+    return state.store().table(ids, table)
+
+
+def measurements(done: pd.DataFrame) -> pd.DataFrame:
+    """Every latency row of the finished runs, with its network."""
+    found = read(settings.database_url(), tuple(int(run) for run in done["id"]), "latency")
+    if found.empty:
+        return found
+    return latency_rows.whole(found.assign(model=found["run"].map(done.set_index("id")["model"])))
 
 
 def pick(timings: pd.DataFrame, published_rows: pd.DataFrame) -> tuple[str, str]:
     """Card and network. Measured machines first, then those of the literature."""
-    here = list(dict.fromkeys(timings["device_name"])) if len(timings) else []
+    here = list(dict.fromkeys(timings.sort_values("run", ascending=False)["device_name"])) if len(timings) else []
     covered = {gpu for name in here for gpu in published.cards(name)}
     cards = [*here, *(gpu for gpu in sorted(published_rows["gpu"].unique()) if gpu not in covered)]
+    asked = state.get("card", cards[0])
+    if asked not in cards and (ours := [name for name in here if asked in published.cards(name)]):
+        state.put("card", ours[0])  # a link from before one was measured
     with st.container(horizontal=True, vertical_alignment="bottom"):
         card = st.selectbox(
-            "Machine",
-            cards,
-            format_func=lambda name: name if name in here else f"{name} (literature)",
+            "Machine", cards, format_func=lambda name: name if name in here else f"{name} (literature)",
             **state.tie_value("card", cards[0], allowed=cards),
-        )
+        )  # fmt: skip
         models = list(dict.fromkeys([
             *(timings.loc[timings["device_name"] == card, "model"] if len(timings) else ()),
             *sorted(published_rows.loc[published_rows["gpu"].isin(published.cards(card)), "model"].unique()),
@@ -62,120 +58,84 @@ def pick(timings: pd.DataFrame, published_rows: pd.DataFrame) -> tuple[str, str]
     return card, model
 
 
-def sweep(rows: pd.DataFrame, hollow: pd.DataFrame, card: str, model: str) -> None:
-    """The main figure: images a second over batch size."""
-    if rows.empty:
-        st.markdown(f"**Nothing was measured on an {card} here.** Every figure below is published, none is ours.")
-    else:
-        runs = [int(run) for run in rows["run"].unique()]
-        wanted = [run for run in state.ids("timed") if run in runs] or runs[:1]
+def narrow(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of the runs on show, and those of them whose executions are drawn."""
+    runs = [int(run) for run in sorted(rows["run"].unique(), reverse=True)]
+    wanted = [run for run in state.ids("timed") if run in runs][:RUNS] or runs[:1]
+    with st.container(horizontal=True, vertical_alignment="bottom"):
         if len(runs) > 1:
-            tied = _tied("timed_runs", wanted, "timed")
-            st.multiselect("Runs", runs, format_func=lambda run: f"run {run}", max_selections=4, **tied)
+            st.multiselect("Runs", runs, format_func=lambda run: f"run {run}", max_selections=RUNS, **_tied("timed_runs", wanted, "timed"))
         rows = rows[rows["run"].isin(wanted)]
+        names = {word(label): label for label in dict.fromkeys(latency_rows.timed(rows)["execution"])}
+        usual = [word(label) for label in latency_rows.usual(rows)]
+        drawn = [name for name in state.get("lines", tuple(usual)) if name in names] or usual
+        if len(names) > 2:
+            st.multiselect(
+                f"Executions drawn, of {len(names)}", list(names), format_func=lambda name: spoken(names.get(name, name)),
+                max_selections=latency_rows.LINES, **_tied("drawn_lines", drawn, "lines", usual),
+            )  # fmt: skip
+    return rows, rows[rows["execution"].isin([names[name] for name in drawn])]
+
+
+def sweep(rows: pd.DataFrame, hollow: pd.DataFrame, card: str, model: str) -> None:
+    """The main figure: images a second over batch size. Nothing below it is drawn until asked for."""
     fig = charts.batch_sweep(rows, hollow, device=card, dark=frame.dark(), keep=f"{card} {model}")
-    frame.chart(fig, key="batch_sweep", caption=SWEEP, data=pd.concat([rows, hollow]))
-    for note in dict.fromkeys(rows["note"].dropna()) if "note" in rows else ():
-        if note:
-            st.markdown(f"**{note[0].upper()}{note[1:]}**")
-    if len(rows):
-        _table(rows)
+    frame.chart(fig, key="batch_sweep", caption=SWEEP, data=pd.concat([part for part in (rows, hollow) if len(part)]))
+    for note, which in latency_rows.remarks(rows).items() if len(rows) else ():
+        st.markdown(f"**{theme.sentence(note)}** ({'; '.join(which)}).")
 
 
-def _table(rows: pd.DataFrame) -> None:
-    def faster(row) -> str:
-        return "" if row.stage == "dense" or row.speedup != row.speedup else f"{row.speedup:.2f} ({row.speedup_low:.2f} to {row.speedup_high:.2f})"
+def closer(rows: pd.DataFrame, everywhere: pd.DataFrame, hollow: pd.DataFrame, runs: pd.DataFrame, card: str, model: str) -> None:
+    """One look below the sweep, or none. `rows` are of the runs on show, `everywhere` of this network on all machines."""
 
-    shown = rows.assign(faster=[faster(row) for row in rows.itertuples()])
-    frame.table(shown, key="latency", column_config=COLUMNS, column_order=[name for name in COLUMNS if name in shown])
+    def table(name: str) -> pd.DataFrame:
+        return read(settings.database_url(), tuple(int(run) for run in rows["run"].unique()), name) if len(rows) else pd.DataFrame()
 
-
-def literature_table(hollow: pd.DataFrame, card: str, model: str) -> None:
-    """What the published figures compare."""
-    table = published.ratios(hollow)
-    if text := published.statement(card, model, table):
-        st.markdown(text)
-    if len(table):
-        names = {"batch": "Batch", "headline": "2:4 over mixed precision (×)", "matched": "2:4 over dense, same precision (×)"}
-        formats = {
-            name: st.column_config.NumberColumn(names.get(name, name), format="%.3f" if name in ("headline", "matched") else "%.5g") for name in table
-        }
-        frame.table(table, key="published_latency", column_config=formats)
-        st.caption(f"Images/s. Source: {hollow['source'].iloc[0]}")
-
-
-def against_macs(timings: pd.DataFrame, runs: pd.DataFrame) -> None:
-    """Measured speed-up beside what MACs promise."""
-    found = results.speedups(timings, runs)
-    if found.empty:
-        return
-    batches = [int(batch) for batch in sorted(found["batch"].unique())]
-    batch = (
-        st.segmented_control("Speed-up at batch size", batches, required=True, **state.tie_value("at_batch", batches[-1], allowed=batches))
-        if len(batches) > 1
-        else batches[0]
-    )
-    shown = found[found["batch"] == batch]
-    frame.chart(charts.speedup_against_macs(shown, dark=frame.dark(), keep=batch), key="speedup_against_macs", caption=MACS, data=shown)
+    here = latency_rows.timed(everywhere[everywhere["device_name"] == card]) if len(everywhere) else everywhere
+    looks = {
+        "figures": lambda: latency_details.figures(rows),
+        "layers": lambda: latency_details.layers(rows, table("latency_layers")),
+        "roofline": lambda: latency_details.roofline(rows, table("peak")),
+        "accuracy": lambda: latency_details.accuracy(here, runs, hollow, card),
+        "macs": lambda: latency_details.against_macs(rows, runs),
+        "pair": lambda: latency_trust.pair(everywhere, hollow),
+        "sensors": lambda: latency_trust.sensors(table("sensors"), table("hardware")),
+        "published": lambda: latency_published.everything(hollow, card, model),
+    }
+    wanted = latency_details.look()
+    if wanted in ("figures", "layers", "roofline", "macs", "sensors") and rows.empty:
+        st.info(f"Nothing was measured on {card} yet, so there is nothing to look at more closely. Measure latency brings it.")
+    elif wanted:
+        looks[wanted]()
 
 
 def _tied(key: str, shown, name: str, default=None) -> dict[str, object]:
-    """Tie a choice of several numbers to the page's own value `name`."""
+    """Tie a choice of several to the page's own value `name`."""
     if st.session_state.get(key) != list(shown):
         st.session_state[key] = list(shown)
     return {"key": key, "on_change": lambda: state.put(name, st.session_state[key], default=default)}
-
-
-def measure() -> None:
-    """The button, and how far a measurement is."""
-    if waiting := state.get("timing", 0):
-        try:
-            run = state.store().run(waiting)
-        except (LabError, OverflowError):
-            state.put("timing", None)
-        else:
-            st.fragment(_timing, run_every="1s" if run.active else None)(run.id)
-    words = state.get("batches", (1, 8, 32))
-    sizes = tuple(int(word) for word in words if str(word).isdigit() and int(word) in BATCHES) or (1, 8, 32)
-    with frame.actions():
-        chosen = st.pills("Batch sizes", BATCHES, selection_mode="multi", **_tied("batch_sizes", sizes, "batches", [1, 8, 32]))
-        recipe = launch.current()
-        pressed = st.button(
-            "Measure latency", type="primary", icon=":material/timer:", key="measure", disabled=not chosen,
-            help=f"Times {recipe.model.name}, dense and with {results.pattern(recipe.pruning)}, in turns. No images, no healing.",
-        )  # fmt: skip
-    if pressed:
-        launch.submit(replace(recipe, measure=replace(recipe.measure, latency=True, batch_sizes=tuple(sorted(chosen)))), kind="latency")
-
-
-def _timing(run_id: int) -> None:
-    with frame.guard():
-        run = state.store().run(run_id)
-        if run.status == "failed":
-            st.error(f"Run {run_id} stopped: {run.error}", icon=":material/error:")
-        elif run.status == "queued" and state.backend().capacity().empty:
-            st.warning(f"No worker is running, so the measurement waits in the queue as run {run_id}. Start one: `python -m starfish_lab worker`")
-        elif run.active:
-            share = min(1.0, run.step / run.steps) if run.step and run.steps else 0.0
-            left = f", {results.duration(run.seconds_left)} left" if run.seconds_left is not None else ""
-            st.progress(share, text=f"Run {run_id}: {'waiting' if run.status == 'queued' else run.stage or 'starting'}{left}")
-        elif run.status == "done":
-            state.put("timing", None)
-            st.rerun()
 
 
 profile = profiles.find()
 if profile is not None:
     frame.figures(frame.stage_rows(profile))
 done = state.store().runs(kind=None, status="done", limit=KNOWN)
-timings = measured(settings.database_url(), tuple(int(i) for i in done["id"]))
-if len(timings):
-    timings = timings.merge(done[["id", "model"]], left_on="run", right_on="id").drop(columns="id")
-hollow = literature.latencies()
-card, model = pick(timings, hollow)
-ours = timings[(timings["device_name"] == card) & (timings["model"] == model)] if len(timings) else timings
-theirs = hollow[hollow["gpu"].isin(published.cards(card)) & (hollow["model"].isin([model, *published.names(model)]))]
-sweep(ours, theirs, card, model)
-measure()
-against_macs(ours, done)
-literature_table(theirs, card, model)
+timings = measurements(done)
+released = literature.latencies()
+card, model = pick(timings, released)
+theirs = released[released["gpu"].isin(published.cards(card)) & released["model"].isin([model, *published.names(model)])]
+same = timings[timings["model"] == model] if len(timings) else timings
+ours = same[same["device_name"] == card] if len(same) else same
+if ours.empty:
+    st.markdown(f"**Nothing was measured on {'an ' if card in ('A40', 'A100') else ''}{card} here.** Every figure below is published, none is ours.")
+    drawn = ours
+else:
+    ours, drawn = narrow(ours)
+    latency_files.origin(done[done["id"].isin(ours["run"])])
+sweep(drawn, theirs, card, model)
+if len(ours):
+    latency_trust.warnings(ours, read(settings.database_url(), tuple(int(run) for run in ours["run"].unique()), "sensors"))
+latency_form.measure(card, done[done["id"].isin(ours["run"])] if len(ours) else done.iloc[:0], literature_only=ours.empty and card in ("A40", "A100"))
+if ours.empty and state.get("look", "") != "published":  # where they stand anyway
+    latency_published.headlines()
+closer(ours, same, theirs, done, card, model)

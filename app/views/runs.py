@@ -1,4 +1,7 @@
-"""Runs: what was tried, by whom, with what result; the place to cancel, clone, delete and choose what to compare."""
+"""Runs: what was tried, by whom, with what result; the place to cancel, clone, delete and choose what to compare.
+
+With view=sweeps in the link it shows sweeps, of which sweep=12 is the chosen one.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,18 @@ import time
 import pandas as pd
 import streamlit as st
 
-from app import bakeoff_rows, frame, launch, profiles, state
+from app import bakeoff_rows, frame, launch, profiles, state, sweep_view
 from app.charts import runs as charts
 from starfish_lab.errors import StoreError
 
 SHOWN = 200  # rows in the browser at once
 KNOWN = 1000  # newest runs that the filters look through
-STATUSES = ("queued", "running", "done", "failed", "cancelled")
+STATUSES = ("queued", "paused", "running", "done", "failed", "cancelled")
+VIEWS = {"runs": "Runs", "sweeps": "Sweeps"}
+APART = ("profile", "merging", "sweep")  # kinds that are no rows here: made by the way, or shown as sweeps
 BARS = "Accuracy"
-DONE = {"latency": "timed", "bakeoff": "baked"}  # what 'done' is called where it leaves no healed network
+HEALING = ("experiment", "bakeoff")  # kinds that heal; of others the method of the recipe says nothing
+DONE = {"latency": "timed", "layer_times": "timed", "bakeoff": "baked"}  # what 'done' is called where it leaves no healed network
 
 
 def listed(runs: pd.DataFrame) -> pd.DataFrame:
@@ -28,7 +34,9 @@ def listed(runs: pd.DataFrame) -> pd.DataFrame:
         "Sparsity (%)": 100 * runs["sparsity_prunable"].fillna(runs["sparsity"]),
         "Of all (%)": 100 * runs["sparsity_all"],
         **percent, BARS: bars,
-        "Model": runs["model"], "Pattern": runs["pattern"].replace("n_m", "n:m"), "Method": runs["method"].map(bakeoff_rows.label),
+        "Model": runs["model"], "Pattern": runs["pattern"].replace("n_m", "n:m"),
+        "Method": runs["method"].map(bakeoff_rows.label).where(runs["kind"].isin(HEALING), "timed only"),
+       
         "Seconds": seconds, "Submitted": pd.to_datetime(runs["created_at"], unit="s", utc=True), "From": runs["parent"], "Owner": runs["owner"],
     })  # fmt: skip
 
@@ -46,7 +54,7 @@ def _number(help: str, *, width: int = 84, format: str = "%.1f"):
 COLUMNS = {
     "Run": st.column_config.NumberColumn(pinned=True, width=52),
     "Name": st.column_config.TextColumn(width=120),
-    "Status": st.column_config.TextColumn(width=92),
+    "Status": st.column_config.TextColumn(width=116),
     "Sparsity (%)": _number("Removed share of the prunable weights.", width=92),
     "Of all (%)": _number("Removed share of all parameters.", width=76),
     "Dense (%)": _number("Top-1 accuracy of the dense network."),
@@ -107,7 +115,7 @@ def actions(runs: pd.DataFrame) -> None:
     store = state.store()
     here = runs[runs["id"].isin(state.ids("runs"))]
     one = int(here["id"].iloc[0]) if len(here) == 1 else None
-    active = [int(i) for i in here.loc[here["status"].isin(["queued", "running"]), "id"]]
+    active = [int(i) for i in here.loc[here["status"].isin(["queued", "paused", "running"]), "id"]]
     done = [int(i) for i in here.loc[(here["status"] == "done") & (here["kind"] == "experiment"), "id"]]
     recipes = int((here["kind"] != "bakeoff").sum())  # a bake-off is more than a recipe
     resting = [int(i) for i in here.loc[here["status"] != "running", "id"]]
@@ -173,7 +181,7 @@ def page(running: bool) -> None:
     """The table; drawn again every few seconds while something runs."""
     with frame.guard():
         runs = state.store().runs(kind=None, limit=KNOWN)
-        runs = runs[~runs["kind"].isin(["profile", "merging"])]
+        runs = runs[~runs["kind"].isin(APART)]
         if runs.empty:
             empty()
             return
@@ -187,5 +195,9 @@ def page(running: bool) -> None:
 profile = profiles.find()
 if profile is not None:
     frame.figures(frame.stage_rows(profile))
+view = "runs"
+if state.get("view", "runs") == "sweeps" or len(state.store().runs(kind="sweep", limit=1)):
+    tied = state.tie_value("view", "runs", allowed=list(VIEWS))
+    view = st.segmented_control("Show", list(VIEWS), required=True, format_func=VIEWS.get, label_visibility="collapsed", **tied)
 active = any(len(state.store().runs(kind=None, status=status, limit=1)) for status in ("queued", "running"))
-st.fragment(page, run_every="3s" if active else None)(active)
+st.fragment(sweep_view.page if view == "sweeps" else page, run_every="3s" if active else None)(active)

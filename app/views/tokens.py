@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import streamlit as st
 
-from app import basis, frame, merging, pictures, state
+from app import basis, devices, frame, merging, pictures, state
 from app.charts import theme
 from app.charts import tokens as charts
 from starfish_lab import ledger, settings
@@ -166,7 +166,7 @@ def _wait(run_id: int) -> None:
             st.rerun()
         waiting = run.status == "queued"
         st.status("Waiting for a worker" if waiting else "Showing pictures to the network", state="running", type="compact")
-        if waiting and state.backend().capacity().empty:
+        if waiting and devices.capacity()[0].empty:
             st.caption("No worker is running. Start one: `python -m starfish_lab worker`")
         st.skeleton(height=380)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
+from starfish_lab.arguments import comma_separated
 from starfish_lab.bakeoff.plan import BakeOff
 from starfish_lab.errors import LabError
 from starfish_lab.progress import Reporter
@@ -19,14 +19,6 @@ SHOWN = (
     "healer", "seed", "sparsity", "images", "steps", "top1", "low", "high", "share", "drift", "kl", "labels", "learning_rate",
     "healing_seconds", "peak_memory_bytes", "note",
 )  # fmt: skip
-
-
-def _list(kind: Callable) -> Callable[[str], tuple]:
-    def parsed(text: str) -> tuple:
-        return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
-
-    parsed.__name__ = f"comma-separated {kind.__name__}"  # what argparse says of a wrong value
-    return parsed
 
 
 LISTS = {
@@ -44,7 +36,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", nargs="?", help="a bake-off JSON file, as --show prints; without it, the default one")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of its recipe, e.g. model.name=…")
     for name, (kind, meaning) in LISTS.items():
-        parser.add_argument(f"--{name}", type=_list(kind), metavar="A,B,…", help=meaning)
+        parser.add_argument(f"--{name}", type=comma_separated(kind), metavar="A,B,…", help=meaning)
     parser.add_argument("--tuning-steps", type=int, metavar="N", help="steps of a try of a learning rate; without it, as many as healing has")
     parser.add_argument("--out", metavar="FOLDER", help="keep cells, tables (CSV) and report here; without it, in the store as every other run")
     parser.add_argument("--queue", action="store_true", help="leave it to a worker")

@@ -10,16 +10,14 @@ True
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from starfish_lab.checks import is_fraction, is_number, is_whole, several
 from starfish_lab.errors import RecipeError
 from starfish_lab.healing import healers
-from starfish_lab.recipe import HealingChoice, Recipe
+from starfish_lab.plain_data import Plan
+from starfish_lab.recipe import ONE_SPARSITY, HealingChoice, Recipe, seeded
 
-VERSION = 1
 REFERENCE = "starfish"  # whom every healer is compared with
 LONGEST = 44  # characters of a healer's name, so that the store can name live figures by its label
 
@@ -51,7 +49,7 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BakeOff:
+class BakeOff(Plan):
     """Healers side by side on the same pruned networks. Frozen; validated when made.
 
     recipe : model, images, pruning, precision and whatever else all healers share; its healing is what a healer has not of its own
@@ -68,6 +66,9 @@ class BakeOff:
     held_out : share of the calibration images on which a try is judged, without labels
     """
 
+    KEY = "starfish_lab_bakeoff"
+    WHAT = "bake-off"
+
     recipe: Recipe = Recipe()
     healers: tuple[str, ...] = (REFERENCE, "logit_distillation", "cross_entropy", "none")
     options: dict[str, dict[str, object]] = field(default_factory=dict)
@@ -80,17 +81,17 @@ class BakeOff:
     held_out: float = 0.2
 
     def __post_init__(self) -> None:
-        _all("healers", self.healers, _short, f"names of at most {LONGEST} characters without '|', such as 'starfish'", empty=False)
-        _all("images", self.images, lambda n: _whole(n, 1), "whole numbers of at least 1")
-        _all("sparsities", self.sparsities, lambda s: _number(s) and 0 < s < 1, "fractions between 0 and 1")
-        _all("steps", self.steps, lambda n: _whole(n, 1), "whole numbers of at least 1")
-        _all("seeds", self.seeds, lambda n: _whole(n, 0), "whole numbers of at least 0", empty=False)
-        _all("rates", self.rates, lambda r: _number(r) and r > 0, "multiples above 0")
-        if self.tuning_steps is not None and not _whole(self.tuning_steps, 1):
+        several("healers", self.healers, _short, f"names of at most {LONGEST} characters without '|', such as 'starfish'", empty=False)
+        several("images", self.images, lambda n: is_whole(n, 1), "whole numbers of at least 1")
+        several("sparsities", self.sparsities, is_fraction, "fractions between 0 and 1")
+        several("steps", self.steps, lambda n: is_whole(n, 1), "whole numbers of at least 1")
+        several("seeds", self.seeds, lambda n: is_whole(n, 0), "whole numbers of at least 0", empty=False)
+        several("rates", self.rates, lambda r: is_number(r) and r > 0, "multiples above 0")
+        if self.tuning_steps is not None and not is_whole(self.tuning_steps, 1):
             raise RecipeError(f"tuning_steps is {self.tuning_steps!r}: give a whole number of at least 1, or null for as many as healing has.")
-        if not _number(self.held_out) or not 0 < self.held_out <= 0.5:
+        if not is_number(self.held_out) or not 0 < self.held_out <= 0.5:
             raise RecipeError(f"held_out is {self.held_out!r}: give a share above 0 and at most 0.5, such as 0.2.")
-        if len(self.sparsities) > 1 and self.recipe.pruning.pattern in ("n_m", "kept"):
+        if len(self.sparsities) > 1 and self.recipe.pruning.pattern in ONE_SPARSITY:
             raise RecipeError(f"The pattern '{self.recipe.pruning.pattern}' has one sparsity. Leave sparsities empty, or choose another pattern.")
         if not isinstance(self.options, dict):
             raise RecipeError(f"options is {self.options!r}: give an object of healers and their fields.")
@@ -143,10 +144,8 @@ class BakeOff:
     def cell_recipe(self, seed: int, sparsity: float) -> Recipe:
         """What all cells of a seed and a sparsity share: images and pruned network."""
         recipe = self.recipe
-        return replace(
-            recipe, images=replace(recipe.images, calibration=self.drawn, seed=seed), start=replace(recipe.start, seed=seed),
-            pruning=replace(recipe.pruning, sparsity=sparsity, seed=seed), healing=replace(recipe.healing, seed=seed),
-        )  # fmt: skip
+        images, pruning = replace(recipe.images, calibration=self.drawn), replace(recipe.pruning, sparsity=sparsity)
+        return seeded(replace(recipe, images=images, pruning=pruning), seed)
 
     def cells(self) -> list[Cell]:
         """Every healing once, in the order in which they run: one seed and sparsity after the other, all healers on the same images together."""
@@ -164,54 +163,6 @@ class BakeOff:
             return 0
         return steps if steps is not None else self.choice(healer).total_steps(images)
 
-    def to_dict(self) -> dict[str, object]:
-        return {"starfish_lab_bakeoff": VERSION, **dataclasses.asdict(self), "recipe": self.recipe.to_dict()}
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2)
-
-    @classmethod
-    def from_dict(cls, data: object) -> BakeOff:
-        """A bake-off from parsed JSON; missing fields keep their defaults. Raises RecipeError naming what is wrong."""
-        if not isinstance(data, dict) or data.get("starfish_lab_bakeoff") != VERSION:
-            raise RecipeError(f'This is no bake-off: expected a JSON object with "starfish_lab_bakeoff": {VERSION}.')
-        given = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key != "starfish_lab_bakeoff"}
-        known = [entry.name for entry in dataclasses.fields(cls)]
-        unknown = sorted(set(given) - set(known))
-        if unknown:
-            raise RecipeError(f"{unknown[0]} is not a field of a bake-off. Known: {', '.join(known)}.")
-        if "recipe" in given:
-            given["recipe"] = Recipe.from_dict(given["recipe"])
-        return cls(**given)
-
-    @classmethod
-    def from_json(cls, text: str) -> BakeOff:
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise RecipeError(f"This bake-off is not valid JSON: {error}.") from None
-        return cls.from_dict(data)
-
-    def fingerprint(self) -> str:
-        """12 hex digits that change with anything that can change a result; the name does not count."""
-        content = {**self.to_dict(), "recipe": self.recipe.fingerprint()}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
 
 def _short(name: object) -> bool:
     return isinstance(name, str) and 0 < len(name) <= LONGEST and "|" not in name
-
-
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _all(what: str, values: object, fits, expected: str, *, empty: bool = True) -> None:
-    """Raise RecipeError unless `values` is a tuple of different values that fit."""
-    known: Iterable = values if isinstance(values, tuple) else ()
-    if not isinstance(values, tuple) or not all(map(fits, known)) or len(set(known)) < len(values) or not (values or empty):
-        raise RecipeError(f"{what} is {values!r}: give {'a list' if empty else 'at least one'} of {expected}, each once.")

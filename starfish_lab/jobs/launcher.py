@@ -14,6 +14,7 @@ import webbrowser
 
 from starfish_lab import settings
 from starfish_lab.errors import LabError
+from starfish_lab.jobs.ray_backend import address
 
 GRACE_SECONDS = 8.0  # a worker hands its run back within this time
 POLL_SECONDS = 0.2
@@ -24,12 +25,13 @@ LIST_DEVICES = "from starfish_lab.measure.hardware import devices; print(*(entry
 
 
 def launch(*, port: int | None = None, devices: str | None = None, open_browser: bool = True, app: list[str] | None = None) -> int:
-    """Start the app and one worker a device, and wait until Ctrl-C, SIGTERM or the app's own end. Returns the exit code.
+    """Start the app and one worker a device, or what hands runs to Ray, and wait until Ctrl-C, SIGTERM or the app's own end. Returns the exit code.
 
     `devices` is 'auto' or a list such as 'cuda:0,cuda:1'; None asks the settings, as for the port. `app` is
     the module and its arguments that serve the pages. Raises LabError where the port is taken.
     """
     port = port or settings.number(settings.PORT)
+    cluster = address()
     _check_port(port)
     stop = threading.Event()
     for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):
@@ -38,7 +40,7 @@ def launch(*, port: int | None = None, devices: str | None = None, open_browser:
     server = _start(app or _streamlit(port), stdout=subprocess.DEVNULL)  # its banner would print the address a second time
     workers: list[_Worker] = []
     try:
-        workers += [_Worker(device) for device in _devices(devices or settings.DEVICES())]
+        workers += _workers(cluster, devices or settings.DEVICES())
         url, shown = f"http://localhost:{port}", False
         while not stop.wait(POLL_SECONDS):
             if server.poll() is not None:
@@ -46,7 +48,7 @@ def launch(*, port: int | None = None, devices: str | None = None, open_browser:
                 return server.returncode
             if not shown and _answers(port):
                 shown = True
-                print(f"STARFISH Lab is at {url}; workers: {', '.join(worker.device for worker in workers)}. Ctrl-C stops all.", flush=True)
+                print(f"STARFISH Lab is at {url}; workers: {', '.join(worker.title for worker in workers)}. Ctrl-C stops all.", flush=True)
                 if open_browser:
                     webbrowser.open(url)
             for worker in workers:
@@ -59,14 +61,14 @@ def launch(*, port: int | None = None, devices: str | None = None, open_browser:
 class _Worker:
     """One worker process, started again when it dies, after a pause that doubles from death to death."""
 
-    def __init__(self, device: str):
-        self.device = device
+    def __init__(self, title: str, module: list[str]):
+        self.title, self._module = title, module
         self._pause = FIRST_PAUSE_SECONDS
         self._again_at: float | None = None
         self._begin()
 
     def _begin(self) -> None:
-        self.process = _start(["starfish_lab.jobs.worker", "--device", self.device])
+        self.process = _start(self._module)
         self._began_at = time.monotonic()
 
     def look_after(self) -> None:
@@ -77,11 +79,18 @@ class _Worker:
             if now - self._began_at > WELL_AFTER_SECONDS:
                 self._pause = FIRST_PAUSE_SECONDS
             self._again_at = now + self._pause
-            print(f"The worker on {self.device} ended (exit code {self.process.returncode}). It starts again in {self._pause:g} s.", flush=True)
+            print(f"The worker on {self.title} ended (exit code {self.process.returncode}). It starts again in {self._pause:g} s.", flush=True)
             self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
         elif now >= self._again_at:
             self._again_at = None
             self._begin()
+
+
+def _workers(cluster: str | None, devices: str) -> list[_Worker]:
+    """A worker a device; where a Ray cluster does the runs, the process that hands them over, and workers only where devices are named."""
+    ray = [_Worker(f"Ray at {cluster}", ["starfish_lab.jobs.ray_dispatcher"])] if cluster else []
+    names = [] if cluster and devices == "auto" else _devices(devices)
+    return ray + [_Worker(device, ["starfish_lab.jobs.worker", "--device", device]) for device in names]
 
 
 def _start(module: list[str], **options: object) -> subprocess.Popen:

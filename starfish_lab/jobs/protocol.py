@@ -6,22 +6,24 @@ from typing import Protocol
 
 import pandas as pd
 
-from starfish_lab.bakeoff.plan import BakeOff
-from starfish_lab.recipe import Recipe
+from starfish_lab.plain_data import Plan
 from starfish_lab.store import Store
 
 
 class Backend(Protocol):
-    """Takes recipes, stops runs, and says who could do them."""
+    """Takes plans, stops runs, and says who could do them."""
 
-    def submit(self, task: Recipe | BakeOff, kind: str = "experiment", *, parent: int | None = None, owner: str = "") -> int:
-        """Have a recipe, or for the kind 'bakeoff' a bake-off, run; returns the run's number at once."""
+    def submit(self, task: Plan, kind: str = "experiment", *, parent: int | None = None, owner: str = "") -> int:
+        """Have a recipe, or the plan of another kind of run, done; returns the run's number at once."""
 
     def cancel(self, run_id: int) -> None:
         """Ask a run to stop."""
 
     def capacity(self) -> pd.DataFrame:
-        """Living workers, one row each: worker, device, title, pid, run (none when idle), started_at, heartbeat_at, alive."""
+        """Living workers, one row each: worker, device, title, pid, run (none when idle), started_at, heartbeat_at, alive.
+
+        Raises LabError where nothing can be done just now, with the reason in a sentence; what was submitted waits.
+        """
 
 
 class LocalBackend:
@@ -30,7 +32,7 @@ class LocalBackend:
     def __init__(self, store: Store):
         self.store = store
 
-    def submit(self, task: Recipe | BakeOff, kind: str = "experiment", *, parent: int | None = None, owner: str = "") -> int:
+    def submit(self, task: Plan, kind: str = "experiment", *, parent: int | None = None, owner: str = "") -> int:
         return self.store.submit(task, kind, parent=parent, owner=owner)
 
     def cancel(self, run_id: int) -> None:

@@ -18,7 +18,7 @@ CANCEL_SECONDS = 0.2
 class StoreReporter(Reporter):
     """Writes progress and figures of one run as rows, in the name of the worker that owns it.
 
-    A store that cannot be written for a while does not stop the run: figures wait in memory for the next
+    A store that cannot be written for a while does not stop the run: figures and notes wait in memory for the next
     attempt. `stop` is the worker's own wish to end; a run sees it as a request to cancel. `watch` is a
     second reporter that hears the same stages, progress and notes, e.g. bars on a terminal.
     """
@@ -28,6 +28,7 @@ class StoreReporter(Reporter):
         self.stop, self.watch = stop or threading.Event(), watch
         self.current: str | None = None
         self._events: list[tuple[float, str, int, float]] = []
+        self._notes: list[str] = []
         self._begin: tuple[float, int] | None = None  # when the stage's first progress came, and at which step
         self._progress_at = self._events_at = self._cancel_at = 0.0
         self._cancelled = False
@@ -59,7 +60,8 @@ class StoreReporter(Reporter):
             self.flush()
 
     def note(self, text: str) -> None:
-        self._try(self.store.note, text)
+        self._notes.append(text)
+        self.flush()
         if self.watch:
             self.watch.note(text)
 
@@ -72,11 +74,14 @@ class StoreReporter(Reporter):
             self._cancelled = bool(self._try(self.store.cancel_requested))
         return self._cancelled
 
-    def flush(self) -> None:
-        """Write the figures that wait."""
+    def flush(self) -> bool:
+        """Write the figures and notes that wait; True once none do."""
         self._events_at = time.monotonic()
         if self._events and self._try(self.store.add_events, self._events) is not None:
             self._events = []
+        while self._notes and self._try(self.store.note, self._notes[0]) is not None:
+            del self._notes[0]
+        return not self._events and not self._notes
 
     def _try(self, write, *arguments: object, **options: object) -> bool | None:
         """The store's answer, or None when it could not be reached."""

@@ -20,55 +20,17 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from starfish_lab import settings
-from starfish_lab.bakeoff.plan import BakeOff
+from starfish_lab import artefacts, settings
 from starfish_lab.errors import Cancelled, LabError, StoreError
+from starfish_lab.jobs.kinds import KINDS
 from starfish_lab.jobs.reporter import StoreReporter
+from starfish_lab.plain_data import Plan
 from starfish_lab.progress import Reporter
-from starfish_lab.recipe import Recipe
-from starfish_lab.report import Report
 from starfish_lab.store import Run, Store, folder_of
 
 POLL_SECONDS = 0.3
 RETRY_SECONDS = 2.0  # after the store could not be reached
 BEATS_BEFORE_STALE = 5  # heartbeats in the time after which a silent worker counts as dead
-
-
-def _experiment(run: Run, *, store: Store, reporter: Reporter, folder: Path, device: str) -> Report:
-    from starfish_lab import experiment
-
-    return experiment.run(run.recipe, reporter=reporter, folder=folder, device=device)
-
-
-def _latency(run: Run, *, store: Store, reporter: Reporter, folder: Path, device: str) -> Report:
-    from starfish_lab import experiment
-
-    return experiment.measure_latency(run.recipe, reporter=reporter, device=device)
-
-
-def _profile(run: Run, *, store: Store, reporter: Reporter, folder: Path, device: str) -> Report:
-    from starfish_lab import profile, whatif
-    from starfish_lab.models.loading import load
-
-    store.save_profile(whatif.profile_key(run.recipe.model), profile.compute(load(run.recipe.model), device=device))
-    return Report()
-
-
-def _merging(run: Run, *, store: Store, reporter: Reporter, folder: Path, device: str) -> Report:
-    from starfish_lab import tokens_view
-
-    return tokens_view.compute(run.recipe, reporter=reporter, device=device)
-
-
-def _bakeoff(run: Run, *, store: Store, reporter: Reporter, folder: Path, device: str) -> Report:
-    from starfish_lab.bakeoff.run import run as bake
-
-    return bake(run.plan, reporter=reporter, folder=settings.home() / "bakeoff", device=device)  # one book for all: none repeats another's cells
-
-
-KINDS: dict[str, Callable[..., Report]] = {
-    "experiment": _experiment, "latency": _latency, "profile": _profile, "merging": _merging, "bakeoff": _bakeoff,
-}  # fmt: skip
 
 
 def work(store: Store, device: str, *, once: bool = False, stop: threading.Event | None = None) -> None:
@@ -77,11 +39,11 @@ def work(store: Store, device: str, *, once: bool = False, stop: threading.Event
     A store that cannot be reached is waited for.
     """
     stop = stop or threading.Event()
-    worker = _worker_name(device)
-    with _Heartbeat(store, worker, device, _title(device)) as heartbeat:
+    worker, title = _worker_name(device), _title(device)
+    with _Heartbeat(store, worker, device, title) as heartbeat:
         while not stop.is_set():
             try:
-                run = store.claim(worker, device)
+                run = store.claim(worker, device, title=title)
             except StoreError as error:
                 print(error, file=sys.stderr)
                 stop.wait(RETRY_SECONDS)
@@ -94,8 +56,8 @@ def work(store: Store, device: str, *, once: bool = False, stop: threading.Event
                 stop.wait(POLL_SECONDS)
 
 
-def run_here(store: Store, task: Recipe | BakeOff, *, kind: str = "experiment", watch: Reporter | None = None) -> Run:
-    """Submit a recipe or a bake-off and do it in this process. Returns the run as it ended; Ctrl-C cancels it."""
+def run_here(store: Store, task: Plan, *, kind: str = "experiment", watch: Reporter | None = None) -> Run:
+    """Submit a plan and do it in this process. Returns the run as it ended; Ctrl-C cancels it."""
     _prepare()
     device = _choose(task.device)
     worker, stop = _worker_name(device), threading.Event()
@@ -108,6 +70,28 @@ def run_here(store: Store, task: Recipe | BakeOff, *, kind: str = "experiment", 
     return store.run(run.id)
 
 
+def do(store: Store, run_id: int, *, worker: str, wanted: str, attempt_of: str) -> Run | None:
+    """Do one run in this process, whatever device it asks for, and return it as it ended; None where it is another worker's.
+
+    A run that a worker with `attempt_of` in its name still has is waited for: that was an earlier attempt at this, and it is dead.
+    Ctrl-C hands the run back to the queue, or ends it where it was asked to stop.
+    """
+    _prepare()
+    device = _choose(wanted)
+    with _Heartbeat(store, worker, device, _title(device)) as heartbeat:
+        while (run := store.claim(worker, device, run_id=run_id)) is None:
+            found = store.run(run_id)
+            if found.status != "running" or attempt_of not in (found.worker or ""):
+                return None
+            time.sleep(POLL_SECONDS)
+        try:
+            _do(store, run, worker, device, heartbeat, threading.Event())
+        except KeyboardInterrupt:
+            store.release(run_id, worker=worker)
+            raise
+    return store.run(run_id)
+
+
 def _do(store: Store, run: Run, worker: str, device: str, heartbeat: _Heartbeat, stop: threading.Event, *, watch: Reporter | None = None) -> None:
     """One run from claim to its last word. Nothing that goes wrong in it leaves this function."""
     heartbeat.run_id = run.id
@@ -115,13 +99,13 @@ def _do(store: Store, run: Run, worker: str, device: str, heartbeat: _Heartbeat,
     try:
         folder = _folder(run)
         report = KINDS[run.kind](run, store=store, reporter=reporter, folder=folder, device=device)
-        healed = folder / "healed"  # its recipe.json is written last, so where that is, the network is whole
-        ending = (store.finish, (report, str(healed) if (healed / "recipe.json").exists() else None))
+        ending = (store.finish, (report, artefacts.keep(folder / "healed", run.id, reporter)))
     except Cancelled:
         ending = (store.release if stop.is_set() else store.mark_cancelled, ())
     except Exception as error:
         ending = (store.fail, (_in_words(error, run, reporter.current),))
-    reporter.flush()
+    while not reporter.flush() and not stop.wait(RETRY_SECONDS):
+        pass  # the last figures wait for the store, as the result does
     _insist(*ending, run_id=run.id, worker=worker, stop=stop)
     heartbeat.run_id = None
     _free_memory()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
-import subprocess
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +12,9 @@ import torch
 
 from starfish_lab import __version__
 from starfish_lab.errors import LabError
+from starfish_lab.jobs import accelerators
+from starfish_lab.measure import nvml
+from starfish_lab.measure.fingerprint import digest
 
 
 def devices() -> list[dict[str, str]]:
@@ -26,14 +26,15 @@ def devices() -> list[dict[str, str]]:
 
 
 def choose_device(wanted: str = "auto") -> str:
-    """The device a wish stands for: 'auto' is the first there is, 'cuda' the first GPU. Raises LabError if it is not there."""
-    there = [device["name"] for device in devices()]
-    if wanted == "auto":
-        return there[0]
-    name = "cuda:0" if wanted == "cuda" else wanted
-    if name not in there:
-        raise LabError(f"There is no device '{wanted}' on this machine. Choose one of: auto, {', '.join(there)}.")
-    return name
+    """The device a wish stands for: 'auto' is the first there is, 'cuda' the first GPU, 'gpu:A40' the first of that name.
+
+    Raises LabError if it is not there.
+    """
+    there = devices()
+    for device in there:
+        if accelerators.fits(wanted, device["name"], device["title"]):
+            return device["name"]
+    raise LabError(f"There is no device '{wanted}' on this machine. Choose one of: auto, {', '.join(device['name'] for device in there)}.")
 
 
 def versions() -> dict[str, str]:
@@ -43,9 +44,10 @@ def versions() -> dict[str, str]:
 
 
 def fingerprint(device: str) -> dict[str, object]:
-    """Facts that make two timings comparable, and under 'fingerprint' twelve hex digits of their hash.
+    """Facts that make two timings comparable, and under 'fingerprint' their hash, which `measure.fingerprint.digest` finds again.
 
-    No host name, no serial number: a report may be shared.
+    Of a GPU its power limit and MIG profile are facts too, and the version of cuSPARSELt. No host name, no serial number: a report may
+    be shared.
     """
     facts: dict[str, object] = {
         **(_gpu(device) if device.startswith("cuda") else _host(device)),
@@ -57,20 +59,23 @@ def fingerprint(device: str) -> dict[str, object]:
         "cpu": _cpu_model(),
         "os": f"{platform.system()} {platform.release()}",
     }
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return {**facts, "fingerprint": digest[:12]}
+    return {**facts, "fingerprint": digest(facts)}
 
 
 def _gpu(device: str) -> dict[str, object]:
     properties = torch.cuda.get_device_properties(device)
+    known = _limits(device)
     return {
         "device_name": properties.name,
         "sm_count": properties.multi_processor_count,
         "capability": f"{properties.major}.{properties.minor}",
         "memory_gb": round(properties.total_memory / 2**30, 1),
-        "driver": _driver(),
+        "driver": known["driver"] or "",
+        "power_limit_w": known["power_limit_w"],
+        "mig": properties.name.partition("MIG ")[2] or known["mig"] or "",
         "cuda": torch.version.cuda or "",
         "cudnn": str(torch.backends.cudnn.version() or ""),
+        "cusparselt": _cusparselt(),
     }
 
 
@@ -79,12 +84,15 @@ def _host(device: str) -> dict[str, object]:
 
 
 @lru_cache
-def _driver() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.split("\n")[0].strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
+def _limits(device: str) -> dict[str, object]:
+    """What does not change while a process lives, asked once."""
+    return nvml.query(device)
+
+
+def _cusparselt() -> str:
+    """Version of the library behind one of the 2:4 kernels; '' where torch has none."""
+    library = getattr(torch.backends, "cusparselt", None)
+    return str(library.version() or "") if library is not None and library.is_available() else ""
 
 
 @lru_cache

@@ -1,20 +1,21 @@
-"""Latency: how long the networks take, measured against each other.
+"""Latency: how long calls take, raced against each other.
 
-Protocol. For each batch size every network is warmed up until its time is stable; then the networks take turns
-in rounds, A B A B …, so that heat and clock drift touch all alike. At least `seconds` of timed iterations for each
-network, and at least `min_iterations` unless they would take longer than five times `seconds`. On a GPU times come
-from CUDA events, elsewhere from the monotonic clock. Clocks are never set.
+Protocol. Every contestant is warmed up until its time is stable; then all take turns in rounds, A B A B …, so that heat and clock drift
+touch all alike. At least `seconds` of timed calls for each, and at least `min_iterations` unless they would take longer than five times
+`seconds`. Clocks are never set.
 
-Scenario 'single' (batch 1) waits for each answer before the next; 'offline' (larger batches) lets a GPU queue a
-whole round. The speed-up is the median over rounds of baseline ÷ network, both medians of the same round, with a
-bootstrap over rounds as its 95 % interval.
+Scenario 'single' (batch 1) waits for each answer before the next, by the monotonic clock, the host's share included; 'offline' (larger
+batches) lets a GPU queue a whole turn, timed by CUDA events. The speed-up is the median over rounds of baseline ÷ contestant, both medians
+of the same round. Its interval, as that of the throughput (a median over rounds too), is where a second measurement of the same length
+lands in 95 % of cases: a bootstrap of the rounds in blocks (machines drift), for both measurements.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -26,13 +27,73 @@ from starfish_lab.measure import hardware
 from starfish_lab.measure.running import evaluating
 from starfish_lab.progress import Reporter
 
-ROUNDS = 20  # at least, where iterations are short enough
+ROUNDS = 30  # at least, where calls are short enough
+FEWEST = 5  # rounds below which no interval means anything
 PATIENCE = 5  # times `seconds` at most, and as much again for warming up
-WINDOW = 10  # iterations whose median must stand still
+WINDOW = 10  # calls whose median must stand still
 STABLE = 0.05  # relative change between two windows that counts as stable
+RESAMPLES = 2000
 NOTES = {"masked": "mask only: no speed-up expected", "merged": "merged tokens may save time, zero weights do not"}
 
-Timer = Callable[[nn.Module, Tensor, int], list[float]]
+Call = Callable[[], object]
+Timer = Callable[[Call, int], list[float]]
+Rounds = list[list[float]]  # seconds of each call in each round
+
+
+def race(
+    contestants: Mapping[str, Call], *, device: str, single: bool, seconds: float, min_iterations: int, reporter: Reporter
+) -> dict[str, Rounds]:  # fmt: skip
+    """{name: rounds}; every contestant has equally many rounds. `single`: wait for each answer."""
+    timer = timer_of(device, single=single)
+    turns = {}
+    for name, call in contestants.items():
+        usual = _warm_up(timer, call, longest=PATIENCE * seconds, reporter=reporter)
+        turns[name] = max(1, round(seconds / ROUNDS / usual))
+    rounds: dict[str, Rounds] = {name: [] for name in contestants}
+    while not all(_enough(timed, seconds, min_iterations) for timed in rounds.values()):
+        for name, call in contestants.items():
+            reporter.check()
+            rounds[name].append(timer(call, turns[name]))
+    return rounds
+
+
+def figures(rounds: Rounds, batch: int) -> dict[str, object]:
+    """Columns batch to iterations of a latency row: percentiles of all calls (ms), images a second with their interval."""
+    times = np.concatenate(rounds)
+    p50, p90, p99 = np.percentile(times, (50, 90, 99)) * 1e3
+    rate = np.array([batch * len(part) / sum(part) for part in rounds])  # images/s in each round
+    return {
+        "batch": batch, "scenario": "single" if batch == 1 else "offline",
+        "latency_ms_p50": float(p50), "latency_ms_p90": float(p90), "latency_ms_p99": float(p99),
+        **dict(zip(("images_per_s", "images_per_s_low", "images_per_s_high"), estimate(rate))), "iterations": len(times),
+    }  # fmt: skip
+
+
+def ratio(baseline: Rounds | None, rounds: Rounds) -> tuple[float | None, float | None, float | None]:
+    """Speed-up over `baseline` with its interval, paired round by round; three times None without a baseline."""
+    if baseline is None:
+        return None, None, None
+    return estimate(np.array([median(a) / median(b) for a, b in zip(baseline, rounds)]))
+
+
+def estimate(values: np.ndarray) -> tuple[float, float, float]:
+    """Median of a positive series, and the interval in which that of a second series like it lands in 95 % of cases.
+
+    A circular block bootstrap (Politis & Romano 1992) in blocks of the cube root of the length, drawn once for this series and once for
+    the second: the ratio of two medians spreads √2 times as far as one. Always with the same seed.
+    """
+    count, middle = len(values), float(np.median(values))
+    length = max(1, round(count ** (1 / 3)))
+    random = np.random.default_rng(0)
+
+    def drawn() -> np.ndarray:
+        starts = random.integers(count, size=(RESAMPLES, -(-count // length), 1))
+        picks = (starts + np.arange(length)) % count  # (resamples, blocks, length)
+        return np.log(np.median(values[picks.reshape(RESAMPLES, -1)[:, :count]], axis=1))
+
+    few = np.sqrt(count / max(1, count - length))  # a resample varies less than the series did, by a block's share
+    low, high = middle * np.exp(few * np.percentile(drawn() - drawn(), (2.5, 97.5)))
+    return middle, min(float(low), middle), max(float(high), middle)
 
 
 def measure(
@@ -47,7 +108,7 @@ def measure(
     baseline: str = "dense",
     execution: dict[str, str] | None = None,
 ) -> list[dict[str, object]]:
-    """One row a network and batch size; the columns are those of the report's latency table.
+    """Networks raced as they are: one row a network and batch size; the columns are those that every latency table has.
 
     networks : {stage: module}; left as they were, and all on the device at once
     execution : {stage: 'dense', 'masked', 'merged' or 'sliced'}; a masked network's row says that no speed-up is to be expected
@@ -63,69 +124,65 @@ def measure(
         modules = {stage: stack.enter_context(evaluating(module, device)) for stage, module in networks.items()}
         for done, batch in enumerate(batch_sizes):
             try:
-                images = _images(modules, batch, input_size, device)
-                rounds = _race(modules, images, device, seconds=seconds, min_iterations=min_iterations, reporter=reporter)
+                calls = {stage: partial(module, noise(batch, input_size, device, _dtype(module))) for stage, module in modules.items()}
+                rounds = race(calls, device=device, single=batch == 1, seconds=seconds, min_iterations=min_iterations, reporter=reporter)
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 reporter.note(f"Batch {batch} does not fit into the memory of {device} and was left out of the latency table.")
                 continue
             for stage, module in modules.items():
-                figures = _row(rounds, stage, baseline, batch)
+                speedup = dict(zip(("speedup", "speedup_low", "speedup_high"), ratio(rounds.get(baseline), rounds[stage])))
+                found = {**figures(rounds[stage], batch), **speedup}
                 rows.append({
-                    "stage": stage, **figures, "execution": execution[stage], "dtype": str(_dtype(module)).removeprefix("torch."),
+                    "stage": stage, **found, "execution": execution[stage], "dtype": str(_dtype(module)).removeprefix("torch."),
                     "device": device, **{key: facts[key] for key in ("device_name", "fingerprint", "threads")},
-                    "note": _note(execution[stage], figures["iterations"]),
+                    "note": remark(execution[stage], found["iterations"]),
                 })  # fmt: skip
             reporter.progress(done + 1, len(batch_sizes))
     return rows
 
 
-def _race(
-    modules: dict[str, nn.Module], images: Tensor, device: str, *, seconds: float, min_iterations: int, reporter: Reporter
-) -> dict[str, list[list[float]]]:
-    """{stage: [seconds of each iteration] in each round}; every network has equally many rounds."""
-    timer = _timer(device, single=len(images) == 1)
-    turns = {}
-    for stage, module in modules.items():
-        usual = _warm_up(timer, module, images, longest=PATIENCE * seconds, reporter=reporter)
-        turns[stage] = max(1, round(seconds / ROUNDS / usual))
-    rounds: dict[str, list[list[float]]] = {stage: [] for stage in modules}
-    while not all(_enough(timed, seconds, min_iterations) for timed in rounds.values()):
-        for stage, module in modules.items():
-            reporter.check()
-            rounds[stage].append(timer(module, images, turns[stage]))
-    return rounds
+def noise(batch: int, input_size: tuple[int, ...], device: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Images (batch, *input_size), the same for all: how long a network takes does not depend on what it sees."""
+    return torch.randn(batch, *input_size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
 
 
-def _enough(timed: list[list[float]], seconds: float, min_iterations: int) -> bool:
+def remark(execution: str, iterations: int) -> str:
+    """What a row must be read with; '' for nothing."""
+    few = f"p99 from {iterations} iterations only" if iterations < 100 else ""
+    return "; ".join(part for part in (NOTES.get(execution, ""), few) if part)
+
+
+def _enough(timed: Rounds, seconds: float, min_iterations: int) -> bool:
     total, count = sum(map(sum, timed)), sum(map(len, timed))
-    return total >= seconds and (count >= min_iterations or total >= PATIENCE * seconds)
+    return len(timed) >= FEWEST and total >= seconds and (count >= min_iterations or total >= PATIENCE * seconds)
 
 
-def _warm_up(timer: Timer, module: nn.Module, images: Tensor, *, longest: float, reporter: Reporter) -> float:
-    """Run until the median of ten iterations stands still, for 20 iterations and a second at least. Returns the median."""
+def _warm_up(timer: Timer, call: Call, *, longest: float, reporter: Reporter) -> float:
+    """Run until the median of ten calls stands still, for 20 calls and a second at least. Returns the median."""
     times: list[float] = []
-    while sum(times) < longest:
+    while sum(times) < longest or not times:
         reporter.check()
-        times += timer(module, images, 1)
+        times += timer(call, 1)
         before, now = times[-2 * WINDOW : -WINDOW], times[-WINDOW:]
         if len(times) >= 2 * WINDOW and sum(times) >= 1 and abs(median(now) / median(before) - 1) < STABLE:
             break
     return median(times[-WINDOW:])
 
 
-def _timer(device: str, *, single: bool) -> Timer:
-    if not device.startswith("cuda"):
-        return _by_clock(torch.mps.synchronize if device == "mps" else None)
-    return _by_events(device, wait_each=single)
+def timer_of(device: str, *, single: bool) -> Timer:
+    """Times calls on a device, each alone (`single`) or in one queue."""
+    if device.startswith("cuda"):
+        return _by_clock(partial(torch.cuda.synchronize, device)) if single else _by_events(device)
+    return _by_clock(torch.mps.synchronize if device == "mps" else None)
 
 
 def _by_clock(synchronise: Callable[[], None] | None) -> Timer:
-    def timer(module: nn.Module, images: Tensor, count: int) -> list[float]:
+    def timer(call: Call, count: int) -> list[float]:
         times = []
         for _ in range(count):
             started = time.perf_counter()
-            module(images)
+            call()
             if synchronise:
                 synchronise()
             times.append(time.perf_counter() - started)
@@ -134,61 +191,19 @@ def _by_clock(synchronise: Callable[[], None] | None) -> Timer:
     return timer
 
 
-def _by_events(device: str, *, wait_each: bool) -> Timer:
-    def timer(module: nn.Module, images: Tensor, count: int) -> list[float]:
+def _by_events(device: str) -> Timer:
+    def timer(call: Call, count: int) -> list[float]:
         with torch.cuda.device(device):
             marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
-            times = []
             marks[0].record()
-            for before, after in zip(marks, marks[1:]):
-                if wait_each:
-                    before.record()
-                module(images)
-                after.record()
-                if wait_each:
-                    after.synchronize()
-                    times.append(before.elapsed_time(after) / 1e3)
+            for mark in marks[1:]:
+                call()
+                mark.record()
             marks[-1].synchronize()
-            return times or [before.elapsed_time(after) / 1e3 for before, after in zip(marks, marks[1:])]
+            return [before.elapsed_time(after) / 1e3 for before, after in zip(marks, marks[1:])]
 
     return timer
 
 
-def _images(modules: dict[str, nn.Module], batch: int, input_size: tuple[int, ...], device: str) -> Tensor:
-    """Noise, the same for all: how long a network takes does not depend on what it sees."""
-    noise = torch.randn(batch, *input_size, generator=torch.Generator().manual_seed(0))
-    return noise.to(device, _dtype(next(iter(modules.values()))))
-
-
 def _dtype(module: nn.Module) -> torch.dtype:
     return next((p.dtype for p in module.parameters()), torch.float32)
-
-
-def _row(rounds: dict[str, list[list[float]]], stage: str, baseline: str, batch: int) -> dict[str, object]:
-    times = np.concatenate(rounds[stage])
-    p50, p90, p99 = np.percentile(times, (50, 90, 99)) * 1e3
-    rate = np.array([batch * len(part) / sum(part) for part in rounds[stage]])  # images/s in each round
-    low, high = _interval(rate, np.mean)
-    row = {
-        "batch": batch, "scenario": "single" if batch == 1 else "offline",
-        "latency_ms_p50": float(p50), "latency_ms_p90": float(p90), "latency_ms_p99": float(p99),
-        "images_per_s": float(rate.mean()), "images_per_s_low": low, "images_per_s_high": high,
-        "speedup": None, "speedup_low": None, "speedup_high": None, "iterations": len(times),
-    }  # fmt: skip
-    if baseline in rounds:
-        ratio = np.array([median(a) / median(b) for a, b in zip(rounds[baseline], rounds[stage])])
-        row["speedup"] = float(np.median(ratio))
-        row["speedup_low"], row["speedup_high"] = _interval(ratio, np.median)
-    return row
-
-
-def _interval(values: np.ndarray, statistic: Callable[..., np.ndarray], resamples: int = 2000) -> tuple[float, float]:
-    """95 % percentile bootstrap over rounds, always with the same seed."""
-    picks = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
-    low, high = np.percentile(statistic(values[picks], axis=1), (2.5, 97.5))
-    return float(low), float(high)
-
-
-def _note(execution: str, iterations: int) -> str:
-    few = f"p99 from {iterations} iterations only" if iterations < 100 else ""
-    return "; ".join(part for part in (NOTES.get(execution, ""), few) if part)

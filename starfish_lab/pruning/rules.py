@@ -217,6 +217,40 @@ def plan_structured(choice: PruningChoice, groups: Iterable, attentions: Iterabl
     return plan
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What a structured pattern leaves: outputs and inputs (weight.shape[:2]) of every prunable layer, and what goes besides.
+
+    dims : {attention: Q/K dimensions that go from each head}
+    beside : parameters that go and are no weights of the layers
+    """
+
+    outputs: dict[str, int]
+    inputs: dict[str, int]
+    dims: dict[str, int]
+    beside: int
+    plan: Plan
+
+
+def structured_sizes(choice: PruningChoice, groups: Iterable, attentions: Iterable, layers: Iterable, refusal: str) -> Sizes:
+    """Sizes of the layers (with attributes layer, rows and in_features) under a structured pattern; the rest as for `plan_structured`."""
+    layers = list(layers)
+    plan = plan_structured(choice, groups, attentions, [row.layer for row in layers], refusal)
+    outputs, inputs = {row.layer: row.rows for row in layers}, {row.layer: row.in_features for row in layers}
+    beside, dims = 0, {}
+    for group in plan.groups:
+        gone = units_going(choice, "mlp", group.units)
+        outputs[group.producer] -= gone
+        inputs[group.consumer] -= gone
+        beside += gone * group.beside
+    for attention in plan.attentions:
+        gone = units_going(choice, "qk", attention.head_dim)
+        outputs[attention.qkv] -= 2 * attention.heads * gone
+        beside += attention.heads * gone * attention.beside
+        dims[attention.name] = gone
+    return Sizes(outputs, inputs, dims, beside, plan)
+
+
 def _missing(choice: PruningChoice, groups: list, attentions: list) -> Iterable[str]:
     if "mlp" in choice.units and not groups:
         yield "This network has no MLP units or inner channels that can be removed alone."

@@ -9,6 +9,7 @@ Pages read it, workers write it; both may be many. It imports no torch.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
@@ -18,10 +19,14 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import sqlalchemy as sa
 
+from starfish_lab import artefacts
 from starfish_lab.errors import StoreError
 from starfish_lab.report import Report
-from starfish_lab.store.queue import KINDS, Queue, Run, unknown_run
+from starfish_lab.store.queue import unknown_run
+from starfish_lab.store.run import Run
 from starfish_lab.store.schema import EVENTS, NOTES, PROFILES, RUNS, TABLES, folder_of
+from starfish_lab.store.sweeps import Sweeps
+from starfish_lab.store.tasks import KINDS, SWEEP
 
 if TYPE_CHECKING:
     from starfish_lab.whatif import Profile
@@ -45,7 +50,7 @@ DTYPES = (
 )  # texts stay objects, so that a missing one is None and not NaN
 
 
-class Store(Queue):
+class Store(Sweeps):
     """Everything the lab remembers."""
 
     def run(self, run_id: int) -> Run:
@@ -54,24 +59,34 @@ class Store(Queue):
             row = connection.execute(sa.select(*Run.columns()).where(RUNS.c.id == run_id)).first()
         if row is None:
             raise unknown_run(run_id)
-        return Run(*row)
+        run = Run(*row)
+        return dataclasses.replace(run, **self.followed([run_id])[run_id]) if run.kind == SWEEP else run
 
-    def runs(self, kind: str | None = "experiment", *, limit: int = 1000, status: str | None = None) -> pd.DataFrame:
-        """The newest runs, one row each, newest first.
+    def runs(
+        self, kind: str | None = "experiment", *, limit: int = 1000, status: str | None = None, ids: Iterable[int] | None = None
+    ) -> pd.DataFrame:
+        """The newest runs, or the newest of `ids`, one row each, newest first.
 
         Columns: those of LISTED, device (the worker's, before that the recipe's) and SUMMARY_COLUMNS, which
-        are NaN until the run is done. Times are seconds since 1970 (UTC).
+        are NaN until the run is done. Times are seconds since 1970 (UTC). `status` lists what stands in that state itself: not sweeps,
+        whose state is that of their runs, unless their kind is asked for.
         """
         query = sa.select(*(RUNS.c[name] for name in LISTED), sa.func.coalesce(RUNS.c.device, RUNS.c.wants).label("device"), RUNS.c.summary)
         if kind is not None:
             query = query.where(RUNS.c.kind == kind)
-        if status is not None:
+        if ids is not None:
+            query = query.where(RUNS.c.id.in_([int(run_id) for run_id in ids]))
+        if status is not None and kind != SWEEP:
             query = query.where(RUNS.c.status == status)
         with self.transaction() as connection:
             rows = connection.execute(query.order_by(RUNS.c.id.desc()).limit(limit)).all()
-        frame = pd.DataFrame(rows, columns=[*LISTED, "device", "summary"], dtype=object).drop(columns="summary").astype(DTYPES)
+        frame = pd.DataFrame(rows, columns=[*LISTED, "device", "summary"], dtype=object).drop(columns="summary")
+        followed = pd.DataFrame.from_dict(self.followed(frame.loc[frame["kind"] == SWEEP, "id"]), orient="index", dtype=object)
+        for place in frame.index[frame["kind"] == SWEEP]:
+            frame.loc[place, followed.columns] = followed.loc[frame.loc[place, "id"]]
         summaries = pd.DataFrame([json.loads(row.summary or "{}") for row in rows], index=frame.index)
-        return frame.join(summaries.reindex(columns=SUMMARY_COLUMNS).astype("float64"))
+        frame = frame.astype(DTYPES).join(summaries.reindex(columns=SUMMARY_COLUMNS).astype("float64"))
+        return frame if status is None else frame[frame["status"] == status].reset_index(drop=True)
 
     def report(self, run_id: int) -> Report:
         """The tables of one run; an empty report while it is not done."""
@@ -133,12 +148,18 @@ class Store(Queue):
                 raise unknown_run(run_id)
 
     def delete(self, run_id: int) -> None:
-        """Remove a run with all it found and its folder. A running one is refused."""
+        """Remove a run with all it found and its folder, and of a sweep the runs that it made. What is running is refused."""
         with self.transaction() as connection:
+            ids = self.to_delete(connection, run_id)
+            # Every row is locked, so that no worker takes one that is about to go.
+            rows = connection.execute(sa.select(RUNS.c.id, RUNS.c.status).where(RUNS.c.id.in_(ids)).order_by(RUNS.c.id).with_for_update()).all()
+            if running := [row.id for row in rows if row.status == "running"]:
+                raise StoreError(f"Run {running[0]} is still running. Cancel it first, then delete it.")
+            networks = connection.scalars(sa.select(RUNS.c.artefact).where(RUNS.c.id.in_(ids), RUNS.c.artefact.is_not(None))).all()
             for table in (TABLES, EVENTS, NOTES):
-                connection.execute(sa.delete(table).where(table.c.run_id == run_id))
-            if connection.execute(sa.delete(RUNS).where(RUNS.c.id == run_id, RUNS.c.status != "running")).rowcount == 0:
-                if connection.scalar(sa.select(RUNS.c.id).where(RUNS.c.id == run_id)) is None:
-                    raise unknown_run(run_id)
-                raise StoreError(f"Run {run_id} is still running. Cancel it first, then delete it.")
-        shutil.rmtree(folder_of(run_id), ignore_errors=True)
+                connection.execute(sa.delete(table).where(table.c.run_id.in_(ids)))
+            connection.execute(sa.delete(RUNS).where(RUNS.c.id.in_(ids)))
+        for number in ids:
+            shutil.rmtree(folder_of(number), ignore_errors=True)
+        for network in networks:
+            artefacts.remove(network)

@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from starfish_lab import settings
 from starfish_lab.errors import StoreError
 
 VERSION = 1
 OPENING_ATTEMPTS = 40  # two processes may create the same store at once; the loser looks again
+# How long a server that vanished without a word is waited for: seconds to connect; then, on a connection, of silence (by keepalives) and
+# for what was sent (milliseconds). Without them a worker would hang for as long as the system's TCP does, which is hours.
+PATIENCE = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20000}
 
 METADATA = sa.MetaData()
 
@@ -128,6 +131,7 @@ class Database:
     def __init__(self, url: str | None = None, *, timeout: float = 30.0, stale_seconds: float = 15.0):
         self.url = url or settings.database_url()
         self.stale_seconds = stale_seconds
+        self.unreachable_at = 0.0  # when the database last refused or did not answer
         try:
             self._engine = sa.create_engine(self.url, **_engine_options(self.url, timeout))
         except (SQLAlchemyError, ImportError) as error:
@@ -146,7 +150,15 @@ class Database:
             with self._engine.begin() as connection:
                 yield connection
         except SQLAlchemyError as error:
+            self.unreachable_at = time.time()
             raise StoreError(self._explain(error)) from error
+
+    @property
+    def clock(self) -> sa.ColumnElement[float]:
+        """Now, in seconds since 1970, by the clock that all share who judge whether a worker lives: the server's; of a file, this machine's."""
+        if self._engine.dialect.name != "postgresql":
+            return sa.literal(time.time())
+        return sa.cast(sa.extract("epoch", sa.func.statement_timestamp()), sa.Double)
 
     def close(self) -> None:
         """Close the connections to the database."""
@@ -187,14 +199,16 @@ class Database:
         place = self._place()
         if "locked" in text or "busy" in text:
             return f"The store at {place} is locked by another program; nothing was written. Try again, and if it stays locked, stop that program."
-        if "full" in text:
+        if "full" in text or "No space left" in text:
             return f"The disk that holds the store at {place} is full; nothing was written. Free some space and try again."
         if "readonly" in text:
             return f"The store at {place} may only be read; nothing was written. Allow writing to it, or set {settings.HOME.name} to another folder."
         if "not a database" in text or "malformed" in text:
             return f"The file {place} is no store of this lab, or is damaged. Move it away, or set {settings.HOME.name} to another folder."
-        reason = text.strip().partition("\n")[0]
-        return f"The store at {place} cannot be reached: {reason}. Check that it exists and that {settings.DATABASE_URL.name} is right."
+        reason = " ".join(text.strip().partition("\n")[0].rpartition(" failed: ")[2].split())
+        if not isinstance(error, OperationalError | InterfaceError):
+            return f"The store at {place} refused: {reason}. Nothing was written."
+        return f"The store at {place} cannot be reached: {reason}. Check that it exists and answers, and that {settings.DATABASE_URL.name} is right."
 
 
 def _version(connection: sa.Connection) -> str | None:
@@ -216,7 +230,8 @@ def _create(connection: sa.Connection) -> str | None:
 
 def _engine_options(url: str, timeout: float) -> dict[str, object]:
     if not url.startswith("sqlite"):
-        return {"pool_pre_ping": True}
+        libpq = sa.make_url(url).get_driver_name() in ("psycopg", "psycopg2")
+        return {"pool_pre_ping": True, "connect_args": PATIENCE if libpq else {}}
     # A transaction that writes takes the write lock at its start, so none fails half-way because another was quicker.
     return {"connect_args": {"timeout": timeout, "isolation_level": "IMMEDIATE"}}
 

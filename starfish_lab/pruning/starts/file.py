@@ -2,8 +2,8 @@
 
 The file holds weights of the dense network's own architecture, zeros included, as `StartChoice.path` names it: .safetensors,
 or .pt, .pth or .bin with tensors only. What is zero in it counts as pruned: the pattern 'kept' leaves exactly those entries out.
-Exports of the lab are such files (network.safetensors), unless their inputs were reordered or units were cut out: then entry (i, j)
-is no longer that of the dense network, whose values solvers bring back and certificates subtract.
+Exports of the lab are such files (network.safetensors; their folder or address stands for them), unless their inputs were reordered or
+units were cut out: then entry (i, j) is no longer that of the dense network, whose values solvers bring back and certificates subtract.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from starfish_lab import artefacts
 from starfish_lab.data import Splits
 from starfish_lab.errors import WeightsError
 from starfish_lab.export import DESCRIPTION
@@ -33,7 +34,7 @@ def start(
 
     `include_all` counts zeros in every Linear and Conv2d, not in the prunable layers alone; `exclude` leaves layers out of the count.
     """
-    path = Path(choice.path).expanduser()
+    path = artefacts.weights(choice.path)
     network, tensors = dense.copy(), state_dict_from(path)
     if _reordered(path, tensors):
         raise WeightsError(

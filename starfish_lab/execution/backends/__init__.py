@@ -1,0 +1,1 @@
+"""The ways from masks to speed, one file each."""

@@ -1,0 +1,1 @@
+"""Sweeps: one recipe over sparsities, patterns, scores, budgets, healers and seeds, as one job of the queue."""

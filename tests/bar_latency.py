@@ -1,0 +1,165 @@
+"""Latency measured: whether a second measurement finds the same, and the whole grid of networks and executions on a GPU.
+
+python tests/bar_latency.py repeat runs=6 seconds=10
+python tests/bar_latency.py gpu out=results only=deit_base minutes=9
+
+The GPU's grid needs torch, timm, numpy, scipy and pandas alone, and goes on where it stopped: a piece (a network, a pattern, a batch size)
+is one results file, and a file that is there is not measured again. The weights are random: time does not depend on them, and how well an
+execution answers is proven against the masked network all the same.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+CLOSE = 0.03  # two ratios of a quiet machine
+BATCHES = (64, 1, 256, 8, 128, 32, 16, 4, 2)  # the most telling first
+COMPILED = (64, 1, 256)  # compiled too: kernels are made anew for every batch size, which takes longer than all timing
+DENSE = ("float32", "tf32", "autocast")  # dense in these too, beside the precisions of the executions
+SHORT = ("bf16", "fp16")
+KERNELS = ("cusparselt", "cutlass")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A network under one pattern at one batch size."""
+
+    model: str
+    pattern: str
+    batch: int
+    executions: tuple[str, ...]
+
+    @property
+    def file(self) -> str:
+        return f"{self.model}.{self.pattern}.{self.batch}.json"
+
+    def plan(self, seconds: float):
+        from starfish_lab.latency.plan import LatencyPlan
+        from starfish_lab.recipe import ModelChoice, PruningChoice, Recipe
+
+        pruning = PruningChoice(pattern=self.pattern, sparsity=0.5)  # 2:4 where it is n_m
+        recipe = Recipe(name=self.file, model=ModelChoice(name=self.model, weights="random"), pruning=pruning)
+        return LatencyPlan(recipe=recipe, executions=self.executions, batches=(self.batch,), seconds=seconds, min_iterations=30)
+
+
+def pieces() -> Iterator[Piece]:
+    """The grid: at each batch size all networks, the transformers first."""
+    from starfish_lab.latency.plan import spread
+
+    transformers = {
+        "structured": ["merged", "sliced", "merged+sliced"],
+        "n_m": [f"{merged}semi_structured({kernel})" for kernel in KERNELS for merged in ("", "merged+")],
+    }
+    convnext = {"n_m": [f"semi_structured({kernel})" for kernel in KERNELS]}  # its units cannot go: GRN normalises over all of them
+    resnets = {"structured": ["sliced, channels last"], "n_m": [f"im2col({kernel})" for kernel in ("dense", *KERNELS)]}
+    grid = {
+        "deit_base_patch16_224": transformers, "vit_base_patch16_224": transformers, "vit_large_patch16_224": transformers,
+        "convnextv2_base": convnext, "resnet50": resnets, "resnet152d": resnets,
+    }  # fmt: skip
+    for batch in BATCHES:
+        for model, patterns in grid.items():
+            for pattern, names in patterns.items():
+                layout = ", channels last" if pattern == "structured" and patterns is resnets else ""
+                compiled = batch in COMPILED
+                baselines = spread([f"dense{layout}"], DENSE, compiled=compiled)
+                if pattern == "n_m" and patterns is resnets:  # what cuDNN does best, beside products of unfolded images
+                    baselines += spread(["dense, channels last"], SHORT, compiled=compiled)
+                yield Piece(model, pattern, batch, (*baselines, *spread(names, SHORT, compiled=compiled)))
+
+
+def gpu(*, out: str = "results", only: str = "", batches: str = "", minutes: str = "9", seconds: str = "0.5", device: str = "auto") -> None:
+    """Measure the pieces that are missing in `out` until the minutes are over, then print what is there; only: a part of their files' names."""
+    from starfish_lab.errors import LabError
+    from starfish_lab.latency import results_file
+    from starfish_lab.latency.run import run
+
+    folder, ends = Path(out), time.monotonic() + 60 * float(minutes)
+    wanted = {int(batch) for batch in batches.split(",") if batch} or set(BATCHES)
+    missing = [piece for piece in pieces() if only in piece.file and piece.batch in wanted and not (folder / piece.file).exists()]
+    longest = 0.0
+    for number, piece in enumerate(missing, start=1):
+        if time.monotonic() + longest > ends:
+            print(f"{len(missing) - number + 1} of {len(missing)} pieces are left: run the same command again.", flush=True)
+            break
+        started = time.monotonic()
+        plan = piece.plan(float(seconds))
+        try:
+            results_file.write(folder / piece.file, run(plan, device=device), plan)
+        except LabError as error:
+            print(f"{piece.file}: {error}", flush=True)
+        longest = max(longest, time.monotonic() - started)
+        print(f"{piece.file}: {time.monotonic() - started:.0f} s", flush=True)
+    show(out=out, only=only)
+
+
+def show(*, out: str = "results", only: str = "") -> None:
+    """Ratios against the best dense network and against that of the same precision, with intervals, of all files in `out`."""
+    from starfish_lab.latency import results_file
+
+    for path in sorted(Path(out).glob(f"*{only}*.json")):
+        report, plan = results_file.read(path)
+        rows = report.frame("latency")
+        print(f"\n{path.name}: {rows['device_name'][0]}, fingerprint {rows['fingerprint'][0]}, {plan.recipe.model.weights} weights")
+        for row in rows.to_dict("records"):
+            if row["images_per_s"] != row["images_per_s"] or row["images_per_s"] is None:
+                print(f"  {row['execution']:55s} {row['note']}")
+                continue
+            print(
+                f"  {row['execution']:55s} {row['images_per_s']:9.1f} images/s, {row['speedup']:6.3f} [{row['speedup_low']:.3f}, "
+                f"{row['speedup_high']:.3f}] of its dense, {row['speedup_best']:6.3f} [{row['speedup_best_low']:.3f}, "
+                f"{row['speedup_best_high']:.3f}] of {row['best_dense']}, {row['peak_share'] or 0:.0%} of peak"
+            )
+
+
+def repeat(
+    *, runs: str = "4", seconds: str = "10", model: str = "starter", batches: str = "1,8", device: str = "auto",
+    executions: str = "masked,sliced,merged+sliced",
+) -> None:  # fmt: skip
+    """The same command several times, each in a process of its own: how far ratios are apart, and how often an interval holds the other's."""
+    from starfish_lab.latency import results_file
+
+    weights = "bundled" if model == "starter" else "random"
+    recipe = {"model.name": model, "model.weights": weights, "pruning.pattern": "structured", "pruning.sparsity": "0.5", "device": device}
+    changes = [word for field, value in recipe.items() for word in ("--set", f"{field}={value}")]
+    asked = ["--executions", executions, "--batches", batches, "--seconds", seconds, "--no-layers"]
+    found: list[dict[tuple, dict]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(int(runs)):
+            out = Path(folder) / f"{number}.json"
+            command = [sys.executable, "-m", "starfish_lab", "latency", *changes, *asked, "--out", str(out), "--json"]
+            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            rows = results_file.read(out)[0].tables["latency"]
+            found.append({(row["execution"], row["batch"]): row for row in rows if row["stage"] != "dense" and row["speedup"] is not None})
+    apart, held = [], []
+    for first, second in permutations(found, 2):
+        for key, row in first.items():
+            other = second[key]["speedup"]
+            apart.append(abs(other / row["speedup"] - 1))
+            held.append(row["speedup_low"] <= other <= row["speedup_high"])
+    for execution, batch in found[0]:
+        ratios = [run[execution, batch]["speedup"] for run in found]
+        widths = [run[execution, batch]["speedup_high"] / run[execution, batch]["speedup_low"] - 1 for run in found]
+        print(f"{execution:20s} batch {batch:3d}: " + ", ".join(f"{ratio:.3f}" for ratio in ratios) + f"; intervals {max(widths):.1%} wide at most")
+    print(
+        f"{len(apart)} pairs: {max(apart):.1%} apart at most, {sum(value <= CLOSE for value in apart) / len(apart):.0%} within {CLOSE:.0%}; "
+        f"the interval of one holds the other in {sum(held) / len(held):.0%}"
+    )
+
+
+BARS = {"repeat": repeat, "gpu": gpu, "show": show}
+
+if __name__ == "__main__":
+    name, *words = sys.argv[1:] or [""]
+    if name not in BARS:
+        sys.exit(f"Choose one of: {', '.join(BARS)}; options as name=value.")
+    BARS[name](**dict(word.split("=", 1) for word in words))
