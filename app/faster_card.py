@@ -127,8 +127,8 @@ def _standing(name: str, offered: list, usual: object = None):
 
 def _answer(card: cards.Card) -> None:
     """Verdict, figure, reasons and basis."""
-    icon, figure = ICONS[card.verdict], faster_rows.expected(card)
-    if card.kind == cards.ESTIMATE and figure:
+    icon, figure, headline = ICONS[card.verdict], faster_rows.expected(card), faster_rows.headline(card)
+    if card.kind == cards.ESTIMATE and figure and headline == card.headline.rstrip("."):
         words = {"faster": "Faster", "not faster": "Not faster", "unknown": "Cannot be told"}[card.verdict]
         about = f"{card.execution} at batch {card.batch}, over the dense network in the same precision"
         st.html(
@@ -136,7 +136,7 @@ def _answer(card: cards.Card) -> None:
             f"{figure}</span></span> <small style='opacity:.75'>{html.escape(about)}</small>"
         )
     else:
-        st.markdown(f"{icon} **{card.headline.rstrip('.')}** · {card.execution}, batch {card.batch}")
+        st.markdown(f"{icon} **{headline}** · {card.execution}, batch {card.batch}")
     if card.reasons:
         st.markdown("\n".join(f"- {reason}" for reason in card.reasons))
     st.caption(card.basis)

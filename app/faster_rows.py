@@ -15,6 +15,8 @@ from starfish_lab.latency.plan import usual
 from starfish_lab.prediction.card import Card
 from starfish_lab.recipe import Recipe
 
+WIDE = 10  # high / low of an interval that says nothing
+
 
 def tables(rows: pd.DataFrame, *, model: str, wanted: str = "auto") -> dict[str, pd.DataFrame]:
     """{device's name: its rows of layer times}, the device timed last first: those that `wanted`, a recipe's device, may mean.
@@ -28,6 +30,8 @@ def tables(rows: pd.DataFrame, *, model: str, wanted: str = "auto") -> dict[str,
     found = {}
     for name, of_device in rows[pd.Series(fits, index=rows.index, dtype=bool)].groupby("device_name", sort=False):
         own = of_device[of_device["model"] == model]
+        timed = own.groupby(["fingerprint", "batch", "precision"])["run"].transform("max")
+        own = own[own["run"] == timed]  # what was measured again takes the place of the first
         found[str(name)] = own if len(own) else of_device
     return dict(reversed(found.items()))
 
@@ -55,6 +59,18 @@ def expected(card: Card) -> str:
     if card.speedup is None:
         return ""
     return f"{card.speedup:.2f}×" + (f" ({card.low:.2f} to {card.high:.2f})" if card.low is not None and card.high is not None else "")
+
+
+def headline(card: Card) -> str:
+    """The card's answer without its full stop; an interval as wide as WIDE says nothing, so its figures are left out.
+
+    >>> headline(Card(execution="sliced", batch=8, precision="float32", verdict="unknown", headline="Cannot be told: about 1.4 times.",
+    ...               kind="estimate", basis="", speedup=1.4, low=0.1, high=20.0))
+    'Cannot be told: the interval spans more than a factor of 10 (estimate)'
+    """
+    if card.low is not None and card.high is not None and card.high > WIDE * card.low:
+        return f"Cannot be told: the interval spans more than a factor of {WIDE} (estimate)"
+    return card.headline.rstrip(".")
 
 
 def outcome(row: dict[str, object]) -> str:

@@ -108,7 +108,7 @@ def dark() -> bool:
 def figures(rows: list[dict[str, object]]) -> None:
     """Accuracy, MACs, parameters and latency, a line for each stage, with the change against dense.
 
-    A row is a stage: `stage` ('dense', 'pruned', 'healed'), `origin` ('measured', 'literature', 'estimate') and what
+    A row is a stage: `stage` ('dense', 'pruned', 'healed'), `origin` ('measured', 'literature', 'estimate'; `origin_<figure>` of one) and what
     is known of `top1`, `low`, `high` (fractions, on `images` images), `macs_g`, `parameters_m`, `latency_ms`; `why_<figure>` says in a few
     words why a figure is missing, `change_<figure>` how it compares with dense where that was measured too; `expected_<figure>` is what is
     expected of it while nobody measured it, by `rule_<figure>`. `device` names where latency was measured.
@@ -208,10 +208,10 @@ def _card(name: str, unit: str, figure: str, rows: list[dict], *, show: Callable
 
 
 def _line(row: dict, figure: str, show: Callable[[dict], str], change: Callable[[float, float], str], dense: float | None) -> str:
-    stage, origin = row["stage"], row.get("origin", "measured")
+    stage, origin = row["stage"], row.get(f"origin_{figure}", row.get("origin", "measured"))
     known = row.get(figure) is not None
     expected = "" if known else row.get(f"expected_{figure}", "")
-    value = show(row) if known else expected or html.escape(str(row.get(f"why_{figure}", "–")))
+    value = show(row) if known else f"<span>{expected}</span>" if expected else html.escape(str(row.get(f"why_{figure}", "–")))
     beside = row.get(f"change_{figure}") or change(row[figure], dense) if known and dense and stage != "dense" else ""
     cells = f'<td class="value"><span>{value}</span></td><td class="change">{beside}</td>' if known else f'<td class="value" colspan="2">{value}</td>'
     hint = {"estimate": "estimate, from the network's profile", "literature": row.get("source", "literature")}.get(origin, "measured")

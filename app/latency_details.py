@@ -101,6 +101,7 @@ def layers(rows: pd.DataFrame, times: pd.DataFrame) -> None:
         names = {word(label): label for label in dict.fromkeys(times["execution"])}
         dense = [name for name, label in names.items() if label.startswith("dense")] or list(names)
         others = [name for name in names if name not in dense] or list(names)
+        others.sort(key=lambda name: name.startswith("masked"))  # a mask moves no time: shown first is what may
         first = st.selectbox("Dense", dense, format_func=lambda name: spoken(names[name]), **_remembered("base", dense[0], dense))
         usual = next((name for name in others if _precision(name) == _precision(first)), others[0])
         second = st.selectbox("Beside", others, format_func=lambda name: spoken(names[name]), **_remembered("fast", usual, others))

@@ -17,7 +17,7 @@ FIGURES = (
 )  # fmt: skip
 TEXTS = ("stage", "execution", "backend", "precision", "best_dense", "scenario", "device_name", "fingerprint", "energy_method", "note", "dtype")
 PRECISIONS = {"float32": "float32", "bfloat16": "bf16", "float16": "fp16"}  # what older rows call dtype
-USUAL_REASONS = {"", "none", "idle", "power cap", "sync boost"}  # how a card at its limit runs: told, but no sign of trouble
+USUAL_REASONS = {"power cap", "sync boost"}  # `latency.sensors.USUAL`, which no page can import without torch; a test holds them equal
 PARTS = ("model", "images", "start", "tokens", "pruning", "healing")  # of a recipe: what decides accuracy
 
 
@@ -197,7 +197,7 @@ def throttled(sensors: pd.DataFrame) -> list[tuple[int, str, str]]:
 def held_back(told: object) -> list[str]:
     """The reasons of a reading that slow a device down beyond what is usual under load."""
     words = told.split(", ") if isinstance(told, str) else []
-    return [reason for reason in words if reason.lower() not in USUAL_REASONS]
+    return [reason for reason in words if reason and reason not in USUAL_REASONS]
 
 
 def layers(rows: pd.DataFrame) -> pd.DataFrame:

@@ -76,12 +76,13 @@ def why_not(first: dict, second: dict) -> list[str]:
 
 def sensors(readings: pd.DataFrame, hardware: pd.DataFrame) -> None:
     """Clocks, temperature and power before and after, and the facts behind the fingerprint."""
-    if readings.empty:
+    told = readings["throttle"] if "throttle" in readings else pd.Series(None, index=readings.index, dtype=object)
+    held = [None if pd.isna(reasons) else "throttled" if latency_rows.held_back(reasons) else "no" for reasons in told]
+    shown = readings.assign(throttled=pd.Series(held, index=readings.index, dtype=object))
+    there = [name for name in SENSORS if name in shown and not shown[name].isna().all()]
+    if not set(there) - {"run", "batch", "when"}:
         st.info("No sensors were read in these runs: clocks, temperature and power come from NVIDIA's NVML, so only its GPUs have them.")
     else:
-        told = readings["throttle"] if "throttle" in readings else [""] * len(readings)
-        shown = readings.assign(throttled=["throttled" if latency_rows.held_back(reasons) else "no" for reasons in told])
-        there = [name for name in SENSORS if name in shown and not shown[name].isna().all()]
         frame.table(shown[there], key="latency_sensors", column_config={name: SENSORS[name] for name in there}, placeholder="–")
         st.caption("Read before and after the race of each batch size, never set. What happened between two readings is not seen.")
     if len(hardware):

@@ -13,6 +13,9 @@ from app import basis, devices, state
 from app.results import paired_speedup
 from starfish_lab import settings, whatif
 from starfish_lab.errors import LabError
+from starfish_lab.execution.choice import Execution
+from starfish_lab.jobs import accelerators
+from starfish_lab.latency.plan import baseline, usual
 from starfish_lab.recipe import ImagesChoice, ModelChoice, Recipe
 from starfish_lab.store import Run
 from starfish_lab.whatif import Profile
@@ -86,14 +89,36 @@ def stage_rows(profile: Profile, predicted: whatif.WhatIf | None = None, *, reci
     same = done[done["recipe_hash"] == recipe.fingerprint()]
     if len(same):
         _fill(rows, _figures(settings.database_url(), int(same["id"].iloc[0])))
-        return rows
+    else:
+        _dense(dense, recipe, done)
+    _time(rows, recipe)
+    return rows
+
+
+def _dense(dense: dict[str, object], recipe: Recipe, done: pd.DataFrame) -> None:
+    """What the latest of the finished runs measured of the same unpruned network on the same images."""
     kin = done[(done["model"] == recipe.model.name) & (done["weights"] == recipe.model.weights)]
     for run_id in kin["id"].head(5):
         known = state.store().run(int(run_id)).recipe
         if known.model == recipe.model and known.images == recipe.images:
             _fill([dense], _figures(settings.database_url(), int(run_id)))
             break
-    return rows
+
+
+def _time(rows: list[dict[str, object]], recipe: Recipe) -> None:
+    """Where no run of the recipe timed them: what the latest measurement of latency says of networks so pruned, whatever their weights."""
+    if any(row.get("latency_ms") is not None for row in rows[1:]):
+        return
+    runs = state.store().runs(kind="latency", status="done", limit=200)
+    alike = (runs["model"] == recipe.model.name) & (runs["pattern"] == recipe.pruning.pattern) & (runs["sparsity"] == recipe.pruning.sparsity)
+    for run_id in runs.loc[alike, "id"].head(5):
+        known = state.store().run(int(run_id)).recipe
+        if (known.pruning, known.tokens) == (recipe.pruning, recipe.tokens):
+            found = _timed(settings.database_url(), int(run_id), usual(recipe)[-1])
+            if found and accelerators.fits(recipe.device, found["dense"]["on"], found["dense"]["device"]):
+                for row in rows:
+                    row |= found["dense" if row["stage"] == "dense" else "pruned"]
+                return
 
 
 @cache
@@ -122,6 +147,23 @@ def _figures(url: str, run_id: int) -> dict[str, dict[str, object]]:
             timed = dict(latency_ms=row["latency_ms_p50"], device=row.get("device_name") or row.get("device"), change_latency_ms=paired_speedup(row))
             found.setdefault(row["stage"], {}).update(timed)
     return found
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _timed(url: str, run_id: int, execution: str) -> dict[str, dict[str, object]]:
+    """{'dense' | 'pruned': latency of one image} of a finished measurement that timed this execution and dense alike; {} of another."""
+    timed = state.store().table([run_id], "latency")
+    known = timed[timed["batch"] == 1].dropna(subset=["latency_ms_p50"]).set_index("execution")
+    labels = {"dense": baseline(Execution.of(execution)).label, "pruned": execution}
+    if not set(labels.values()) <= set(known.index):
+        return {}
+    return {
+        stage: {
+            "latency_ms": row["latency_ms_p50"], "device": row["device_name"], "on": row["device"], "origin_latency_ms": "measured",
+            "change_latency_ms": paired_speedup(row) if stage == "pruned" else "",
+        }
+        for stage, label in labels.items() for row in [known.loc[label].to_dict()]
+    }  # fmt: skip
 
 
 def _fill(rows: list[dict[str, object]], found: dict[str, dict[str, object]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,13 +35,16 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
     return edit(_opened(arguments.recipe) if arguments.recipe else Recipe(), arguments.set)
 
 
-def plan_file(kind: type[P], name: str | None) -> P | None:
-    """The plan in a file; None where there is no file, or it holds something else, such as a recipe."""
+def plan_of(arguments: argparse.Namespace, kind: type[P], otherwise: Callable[[Recipe], P]) -> P:
+    """The plan in the file, as --show prints it, with `--set` changing its recipe; where there is none, what `otherwise` makes of the recipe."""
     try:
-        data = json.loads(Path(name).read_text()) if name else None
-    except (OSError, ValueError):
-        return None
-    return kind.from_dict(data) if isinstance(data, dict) and kind.KEY in data else None
+        data = json.loads(Path(arguments.recipe).read_text()) if arguments.recipe else None
+    except (OSError, ValueError):  # a key of presets, or a broken file, which `recipe_of` names
+        data = None
+    if not isinstance(data, dict) or kind.KEY not in data:
+        return otherwise(recipe_of(arguments))
+    found = kind.from_dict(data)
+    return replace(found, recipe=edit(found.recipe, arguments.set))
 
 
 def _opened(name: str) -> Recipe:

@@ -194,6 +194,13 @@ def test_a_network_without_profile_invites_and_then_appears():
     at.run()
     assert not at.error and len(at.get("plotly_chart")) == 2
 
+    anew = bundled()
+    anew.facts["macs_g"] = 12.3
+    store.save_profile(whatif.profile_key(job.recipe.model), anew)
+    store.finish(store.submit(job.recipe, "profile"), Report())
+    at.run()
+    assert "12.3 G" in figures(at)  # the one in memory gives way
+
 
 def test_random_weights_are_marked_on_the_page_and_bundled_ones_are_not():
     def marked(at: AppTest) -> bool:

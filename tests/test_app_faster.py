@@ -84,6 +84,26 @@ def test_an_estimate_is_dashed_with_its_rule_on_hover_its_interval_and_its_reaso
     assert asked[-1]["execution"] == "sliced" and asked[-1]["batch"] == 8 and asked[-1]["recipe"].pruning.pattern == "structured"
 
 
+@pytest.mark.parametrize("page", ["explore", "prune_and_heal"])
+def test_the_first_row_has_the_expected_latency_of_one_image_dashed_until_it_is_measured(store, answers, page):
+    asked = answers(SAID)
+    assert "expected of sliced" not in html(open_page(page, new=1, **STRUCTURED)) and not any(one["batch"] == 1 for one in asked)  # no table yet
+    table(store)
+    shown = html(open_page(page, new=1, **STRUCTURED)).partition("<h4>Latency")[2]
+    assert shown.count('<tr class="estimate" title="pruned: faster, as expected of sliced over dense. Estimate from layer times of Test CPU') == 1
+    assert shown.count("<span>1.60× <small>(1.50 to 1.70)</small></span>") == 2  # pruned and healed
+    assert asked[0]["batch"] == 8 and any(one["batch"] == 1 for one in asked)
+
+
+def test_an_estimate_that_tells_nothing_is_no_figure_and_its_table_is_measured_again(store, answers):
+    answers(replace(SAID, verdict="unknown", low=0.8, high=3.2))
+    table(store)
+    app = open_page("explore", **STRUCTURED)
+    assert html(app).count("cannot be told") == 2 and "Cannot be told: " in html(app)
+    button(app, "Measure this device again").click().run()
+    assert unharmed(app) and len(store.runs(kind="layer_times", status="queued")) == 1
+
+
 def test_what_follows_from_a_rule_is_told_and_is_no_estimate(store, answers):
     rule = replace(SAID, verdict="not faster", kind=cards.RULE, headline="Not faster: mask only.", basis="By rule.", speedup=1.0, low=None, high=None)
     asked = answers(replace(rule, reasons=("mask only: zeros are multiplied like any other weight",)))
@@ -115,6 +135,21 @@ def test_the_table_is_that_of_the_device_that_runs_would_go_to(store, answers):
     assert set(asked[-1]["rows"]["device_name"]) == {"Test CPU"}
     app.selectbox(key="value.card_on").set_value("NVIDIA A100-SXM4-80GB").run()
     assert set(asked[-1]["rows"]["device_name"]) == {"NVIDIA A100-SXM4-80GB"}
+
+
+def test_a_table_measured_again_takes_the_place_of_the_first(store, answers):
+    asked = answers(SAID)
+    table(store)
+    again = table(store, batches=(8,))
+    open_page("explore", card_batch=8, **STRUCTURED)
+    assert asked[-1]["rows"].groupby("batch")["run"].unique().map(list).to_dict() == {1: [again - 1], 8: [again]}
+
+
+def test_an_interval_that_says_nothing_has_no_figures(store, answers):
+    answers(replace(SAID, verdict="unknown", headline="Cannot be told: about 1.60 times, 0.00 to 1049.17 (estimate).", low=0.001, high=1049.17))
+    table(store)
+    app = open_page("explore", **STRUCTURED)
+    assert said(app).count("annot be told: the interval spans more than a factor of 10") == 2 and "1049" not in said(app) + html(app)
 
 
 # -- where nothing is known -----------------------------------------------------------------------------------------------------
@@ -176,7 +211,7 @@ def test_a_measurement_outside_the_interval_says_on_which_side():
 
 def test_the_own_network_s_table_goes_before_others_and_the_newest_device_first():
     rows = pd.DataFrame([
-        dict(run=run, device=device, device_name=name, model=model)
+        dict(run=run, device=device, device_name=name, model=model, fingerprint=name, batch=8, precision="float32")
         for run, device, name, model in ((1, "cpu", "Test CPU", "deit"), (2, "cpu", "Test CPU", "starter"), (3, "cuda:0", "NVIDIA A40", "deit"))
     ])  # fmt: skip
     found = faster_rows.tables(rows, model="starter")

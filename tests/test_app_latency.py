@@ -51,6 +51,20 @@ def test_measured_figures_are_filled_with_intervals_and_the_title_compares_with_
     assert line["error_y"]["array"] == pytest.approx([10, 45, 80])
 
 
+def test_the_four_figures_take_the_latency_that_the_page_measured(store):
+    synthetic_latency.run(store)
+    first = {"pattern": "structured", "sparsity": 0.5}
+    words = figures(open_page("latency", **first))
+    assert "<span>9 ms</span>" in words and "<span>5.29 ms</span>" in words  # batch 1, dense: 9 / 1000 s an image; sliced: 9 / 1700
+    assert "1.70× faster" in words and "not measured yet" not in words.partition("<h4>Latency")[2]
+    assert "1.70×" not in figures(open_page("latency", **first | {"sparsity": 0.6}))
+    assert "1.70×" not in figures(open_page("latency", **first, device="gpu:A40"))
+
+
+def figures(app) -> str:
+    return "\n".join(str(element.proto.body) for element in app.get("html"))
+
+
 def test_the_table_compares_with_the_same_precision_too(store):
     synthetic_latency.run(store)
     app = open_page("latency", look="figures")

@@ -42,6 +42,12 @@ def test_the_button_queues_a_plan_of_the_present_choice(store):
     assert "Wanda needs images." in said(app)
 
 
+def test_where_it_will_run_is_said_while_a_worker_lives(store):
+    store.announce("w1", "cpu", "Test CPU")
+    app = open_page("latency", sparsity=0.5, pattern="structured")
+    assert unharmed(app) and "2 executions" not in said(app) and "1 dense; batch 1, 8, 32; on cpu" in said(app)
+
+
 def test_what_surely_will_not_run_is_left_out_and_said(store):
     app = open_page("latency", pattern="n_m", keep=2, of=4, precisions="float32,fp16", ways="masked,semi_structured(cutlass)", device="cuda:0")
     assert unharmed(app) and "Left out: 2:4 (CUTLASS), because in float32 the hardware's format keeps 1 of 2 weights" in said(app)

@@ -110,6 +110,23 @@ def test_throttling_is_told_beside_the_sweep_and_flagged_in_the_table(store):
     assert hardware.set_index("name").loc["device_name", "value"] == H100
 
 
+def test_what_is_usual_under_load_is_the_same_to_the_page_and_the_lab():
+    from app.latency_rows import USUAL_REASONS
+    from starfish_lab.latency import sensors
+
+    assert USUAL_REASONS == sensors.USUAL
+
+
+def test_sensors_that_told_nothing_are_no_word_of_not_throttled(store):
+    run = store.submit(synthetic_latency.plan(), "latency")
+    report = synthetic_latency.report()
+    told = ("batch", "when")
+    report.tables["sensors"] = [{name: value if name in told else None for name, value in row.items()} for row in report.tables["sensors"]]
+    store.finish(run, report)
+    app = open_page("latency", look="sensors")
+    assert unharmed(app) and "No sensors were read" in said(app) and len(app.dataframe) == 1  # the facts alone
+
+
 def test_all_published_rows_can_be_reached(store):
     app = open_page("latency", card="A40", network="ResNet152d", look="published")
     words = said(app)

@@ -44,6 +44,7 @@ def test_each_run_is_a_row_with_its_figures(store):
     assert (row["Name"], row["Owner"], row["Status"], row["Model"]) == ("first", "ada", "done", "starter")
     assert row["Healed (%)"] == pytest.approx(97.037, abs=1e-3) and row["Sparsity (%)"] == 90 and row["Of all (%)"] == 85
     assert list(row["Accuracy"]) == pytest.approx([99.1, 30.0, 97.0]) and row["Seconds"] == pytest.approx(128)
+    assert table.loc[3, "Method"] == "timed only" and table.loc[4, "Method"] == "STARFISH"
     assert table.loc[2, "Status"] == "failed" and table.loc[3, "Status"] == "timed" and table.loc[4, "Status"] == "heal 30/200"
 
 

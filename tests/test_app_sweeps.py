@@ -155,6 +155,14 @@ def test_a_run_of_a_sweep_opens_on_its_page(store):
     assert unharmed(app) and store.run(sweep + 1).status == "queued"
 
 
+def test_a_sweep_in_the_queue_does_not_take_the_place_of_the_form(store):
+    store.submit(plan(), "sweep")
+    app = open_page("prune_and_heal")
+    assert unharmed(app) and "Prune & heal" in labels(app) and "Waiting for a worker" not in words(app)
+    single = store.submit(synthetic.recipe(name="alone"))
+    assert f"Run {single}" in words(open_page("prune_and_heal"))
+
+
 def test_a_link_to_a_sweep_that_is_gone_is_told(store):
     store.submit(plan(), "sweep")
     app = open_page("runs", view="sweeps", sweep=99)

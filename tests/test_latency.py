@@ -70,6 +70,17 @@ def test_networks_take_turns_in_inference_mode(quick):
     assert timed == ["dense", "pruned"] * 5
 
 
+def test_float32_means_float32_for_convolutions_too_and_only_while_it_is_timed(quick):
+    class Rounding(Sleeper):
+        def forward(self, images):
+            found.add((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+            return super().forward(images)
+
+    found, before = set(), torch.backends.cudnn.allow_tf32
+    latency.measure({"dense": Rounding(0.001)}, (1,), batch_sizes=(1,), **quick)
+    assert before and found == {(False, "highest")} and torch.backends.cudnn.allow_tf32
+
+
 def test_a_mask_promises_no_speed(quick):
     rows = latency.measure({"dense": Sleeper(0.002), "pruned": Sleeper(0.002)}, (1,), batch_sizes=(1,), execution={"pruned": "masked"}, **quick)
     assert "mask only: no speed-up expected" in rows[1]["note"] and "mask" not in rows[0]["note"]

@@ -161,6 +161,13 @@ def test_energy_by_the_cards_counter(driver, monkeypatch):
     assert found == pytest.approx(5.0 / (4 * len(calls)))
 
 
+def test_a_counter_that_falls_silent_costs_no_run(driver, monkeypatch):
+    monkeypatch.setitem(energy.LEAST, energy.COUNTER, 0.01)
+    told = iter([1000, None])
+    monkeypatch.setattr(energy, "_millijoules", lambda *_: next(told))
+    assert energy.per_image(lambda: None, 4, device="cuda:0", method=energy.COUNTER, seconds=0.01) is None
+
+
 def test_energy_by_sampled_power(smi, monkeypatch):
     smi |= dict.fromkeys(nvml.QUERY.values(), "[N/A]") | {"power.draw": "250.0"}
     assert energy.method_for("cuda:0") == energy.SAMPLES

@@ -153,6 +153,14 @@ def test_an_imported_file_is_a_finished_run_that_says_where_it_comes_from(tmp_pa
     assert importing.import_file(store, path) != number  # another timing of the same plan
 
 
+def test_an_import_that_breaks_off_is_left_for_no_worker(monkeypatch):
+    store = Store()
+    monkeypatch.setattr(store, "finish", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        importing.keep(store, report(), PLAN, name="a40.json")
+    assert list(store.runs("latency")["status"]) == ["cancelled"]
+
+
 @pytest.mark.parametrize(
     ("changes", "reasons"),
     [

@@ -155,7 +155,7 @@ def test_a_batch_between_those_that_were_timed(profile):
 
 
 def test_a_batch_beside_the_only_one_is_no_surer_than_a_form_that_was_not_timed(profile):
-    rows = table(profile, batches=(8,), noise=0.1)
+    rows = table(profile, batches=(8,))
     assert predicting._Passes(rows).reach(10, 1.0) >= 0.99 * predicting._Passes(rows).reach(8, 1.0)
 
 

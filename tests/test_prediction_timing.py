@@ -61,8 +61,8 @@ def test_on_a_gpu_events_stand_in_the_stream_and_one_wait_ends_it(monkeypatch):
         def __init__(self, enable_timing: bool):
             assert enable_timing
 
-        def record(self):
-            assert not waits, "an event was recorded after the wait"
+        def record(self, stream):
+            assert stream == "stream of cuda:1" and not waits, "an event of another device, or recorded after the wait"
             self.at = len(recorded)
             recorded.append(self)
 
@@ -70,10 +70,11 @@ def test_on_a_gpu_events_stand_in_the_stream_and_one_wait_ends_it(monkeypatch):
             return 1000.0 * (other.at - self.at)
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: waits.append(1))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
     module = nn.Sequential(nn.ReLU(), nn.ReLU())
-    found = own_time.own_times(module, ["", "0", "1"], lambda: module(torch.ones(1)), device="cuda:0")
-    assert found == [("0", 1.0), ("1", 1.0), ("", 3.0)] and waits == [1] and len(recorded) == 6
+    found = own_time.own_times(module, ["", "0", "1"], lambda: module(torch.ones(1)), device="cuda:1")
+    assert found == [("0", 1.0), ("1", 1.0), ("", 3.0)] and waits == ["cuda:1"] and len(recorded) == 6
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

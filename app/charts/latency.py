@@ -68,7 +68,8 @@ def _published_title(literature: pd.DataFrame, device: str) -> str:
     if "matched" not in table:
         return f"How many images a second on {device}?"
     best = table.loc[table["matched"].idxmax()]
-    return f"Published for {literature['model'].iloc[0]}: 2:4 runs at {best['matched']:.2f}× dense in the same precision, at best (batch {int(best['batch'])})"
+    at = f"at best (batch {int(best['batch'])})"
+    return f"Published for {literature['model'].iloc[0]}: 2:4 runs at {best['matched']:.2f}× dense in the same precision, {at}"
 
 
 def _name(stage: str, execution: str, rows: pd.DataFrame) -> str:

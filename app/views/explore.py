@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app import basis, before_controls, faster_card, frame, launch, ledger_view, results, state
+from app import basis, before_controls, faster_card, faster_rows, frame, launch, ledger_view, results, state
 from app.charts import budget, spectra, theme
 from app.choice import suits
 from starfish_lab import whatif
@@ -213,7 +213,8 @@ def _comes_to(predicted: WhatIf, card: Card | None) -> str:
 
 def _speed(recipe: Recipe, card: Card | None) -> str:
     if card is not None and card.kind == ESTIMATE:
-        return f"{card.execution}, batch {card.batch}: {card.headline[0].lower()}{card.headline[1:].rstrip('.')}"
+        headline = faster_rows.headline(card)
+        return f"{card.execution}, batch {card.batch}: {headline[0].lower()}{headline[1:]}"
     said = SPEED[recipe.pruning.pattern]
     return f"{said}; merged tokens really go: a run measures it" if any(recipe.tokens.r) else said
 

@@ -72,7 +72,7 @@ def narrow(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         if len(names) > 2:
             st.multiselect(
                 f"Executions drawn, of {len(names)}", list(names), format_func=lambda name: spoken(names.get(name, name)),
-                max_selections=latency_rows.LINES, **_tied("drawn_lines", drawn, "lines", usual),
+                max_selections=latency_rows.LINES, wrap=True, **_tied("drawn_lines", drawn, "lines", usual),
             )  # fmt: skip
     return rows, rows[rows["execution"].isin([names[name] for name in drawn])]
 

@@ -30,7 +30,7 @@ def shown_run():
         return None
     active = pd.concat([state.store().runs(status=status, limit=MOST_ACTIVE) for status in ("running", "queued")])
     newest = active.loc[~active["parent"].isin(state.store().runs(kind="sweep")["id"]), "id"].astype(int) if len(active) else ()
-    return state.store().run(max(newest)) if newest else None
+    return state.store().run(max(newest)) if len(newest) else None
 
 
 def form() -> None:

@@ -21,7 +21,7 @@ VIEWS = {"runs": "Runs", "sweeps": "Sweeps"}
 APART = ("profile", "merging", "sweep")  # kinds that are no rows here: made by the way, or shown as sweeps
 BARS = "Accuracy"
 HEALING = ("experiment", "bakeoff")  # kinds that heal; of others the method of the recipe says nothing
-DONE = {"latency": "timed", "layer_times": "timed", "bakeoff": "baked"}  # what 'done' is called where it leaves no healed network
+DONE = {"latency": "timed", "layer_times": "layers timed", "bakeoff": "baked"}  # what 'done' is called where it leaves no healed network
 
 
 def listed(runs: pd.DataFrame) -> pd.DataFrame:
@@ -54,14 +54,14 @@ def _number(help: str, *, width: int = 84, format: str = "%.1f"):
 COLUMNS = {
     "Run": st.column_config.NumberColumn(pinned=True, width=52),
     "Name": st.column_config.TextColumn(width=120),
-    "Status": st.column_config.TextColumn(width=116),
+    "Status": st.column_config.TextColumn(width=108),
     "Sparsity (%)": _number("Removed share of the prunable weights.", width=92),
     "Of all (%)": _number("Removed share of all parameters.", width=76),
     "Dense (%)": _number("Top-1 accuracy of the dense network."),
     "Pruned (%)": _number("Top-1 accuracy after pruning, before healing."),
     "Healed (%)": _number("Top-1 accuracy after healing."),
     BARS: st.column_config.BarChartColumn(y_min=0, y_max=100, width=84, help="Top-1 accuracy of dense, pruned and healed, 0 to 100 %."),
-    "Model": st.column_config.TextColumn(width=110),
+    "Model": st.column_config.TextColumn(width=94),
     "Seconds": _number("Of all stages; of a running one, so far.", format="%.0f"),
     "Submitted": st.column_config.DatetimeColumn(format="distance"),
     "From": _number("The run it was cloned from.", width=60, format="%d"),

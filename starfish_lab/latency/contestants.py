@@ -78,8 +78,9 @@ def trial(contestant: Contestant, call: Callable[[], object], *, device: str) ->
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a device or, as torch says it without a class of its own, on the host."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether memory ran out: of kernels, of compilers, which wrap it, and of the host torch says so without a class of its own."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in said or "can't allocate memory" in said
 
 
 def first_line(error: BaseException) -> str:

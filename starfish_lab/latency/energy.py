@@ -59,7 +59,7 @@ class _Counter:
         self._after = self._read()
 
     def joules(self, seconds: float) -> float | None:
-        return (self._after - self._before) / 1e3
+        return None if None in (self._before, self._after) else (self._after - self._before) / 1e3
 
 
 class _Packages:
@@ -75,6 +75,8 @@ class _Packages:
         self._after = {path: _whole(path) for path in self._ranges}
 
     def joules(self, seconds: float) -> float | None:
+        if None in (*self._before.values(), *self._after.values()):
+            return None
         spent = {path: after - self._before[path] for path, after in self._after.items()}
         return sum(value if value >= 0 else value + self._ranges[path] for path, value in spent.items()) / 1e6
 

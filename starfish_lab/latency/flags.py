@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from starfish_lab.arguments import plan_file, recipe_of
+from starfish_lab.arguments import plan_of
 from starfish_lab.errors import LabError
 from starfish_lab.latency import results_file
 from starfish_lab.latency.plan import LatencyPlan, spread
 from starfish_lab.progress import Reporter
-from starfish_lab.recipe import edit
 from starfish_lab.report import Report
 
 SHOWN = (
@@ -38,11 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def plan(arguments: argparse.Namespace) -> LatencyPlan:
     """The plan that the arguments describe. The file may hold one, as --show prints, or a recipe."""
-    found = plan_file(LatencyPlan, arguments.recipe)
-    if found is None:
-        found = LatencyPlan.of(recipe_of(arguments))
-    else:
-        found = replace(found, recipe=edit(found.recipe, arguments.set))
+    found = plan_of(arguments, LatencyPlan, LatencyPlan.of)
     labels = _listed(arguments.executions) or found.executions
     changes: dict[str, object] = {"executions": spread(labels, _listed(arguments.precisions), compiled=arguments.compile)}
     if arguments.batches:

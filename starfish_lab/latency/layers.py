@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from statistics import median
 
-import torch
 from torch import nn
 
+from starfish_lab.measure.own_time import own_times
 from starfish_lab.models.network import Network
 
 PASSES, WARM = 10, 3
@@ -24,62 +23,14 @@ def waterfall(network: Network, call: Callable[[], object], *, device: str) -> l
     """
     for _ in range(WARM):
         call()
-    with _Listener(network.module, device) as listener:
-        passes = [listener.listen(call) for _ in range(PASSES)]
-    rows: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0] * PASSES)
     modules = dict(network.module.named_modules())
-    for name in dict.fromkeys(name for times in passes for name in times):
-        row = rows[_place(network, name, modules[name])]
-        for i, times in enumerate(passes):
-            row[i] += 1e3 * times.get(name, 0.0)
+    rows: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0] * PASSES)
+    for i in range(PASSES):
+        for name, seconds in own_times(network.module, modules, call, device=device):
+            rows[_place(network, name, modules[name])][i] += 1e3 * seconds
     found = {place: max(0.0, median(ms)) for place, ms in rows.items()}
     total = sum(found.values()) or 1.0
     return [{"layer": layer, "kind": kind, "ms": ms, "share": ms / total} for (layer, kind), ms in found.items() if ms > 0]
-
-
-class _Listener:
-    """Hears every module begin and end."""
-
-    def __init__(self, module: nn.Module, device: str):
-        self._module, self._device, self._cuda = module, device, device.startswith("cuda")
-
-    def __enter__(self) -> _Listener:
-        self._open: list[tuple[str, object]] = []
-        self._heard: list[tuple[str, str | None, object, object]] = []  # name, the module around it, beginning, end
-        self._hooks = []
-        for name, module in self._module.named_modules():
-            self._hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self._open.append((name, self._mark()))))
-            self._hooks.append(module.register_forward_hook(lambda *_, name=name: self._ended()))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def listen(self, call: Callable[[], object]) -> dict[str, float]:
-        """{module: seconds of its own} of one pass."""
-        self._heard.clear()
-        call()
-        if self._cuda:
-            torch.cuda.synchronize(self._device)
-        own: dict[str, float] = defaultdict(float)
-        for name, around, began, ended in self._heard:
-            seconds = began.elapsed_time(ended) / 1e3 if self._cuda else ended - began
-            own[name] += seconds
-            if around is not None:
-                own[around] -= seconds
-        return own
-
-    def _ended(self) -> None:
-        name, began = self._open.pop()
-        self._heard.append((name, self._open[-1][0] if self._open else None, began, self._mark()))
-
-    def _mark(self) -> object:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
 
 
 def _place(network: Network, name: str, module: nn.Module) -> tuple[str, str]:

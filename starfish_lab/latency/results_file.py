@@ -29,7 +29,9 @@ FIGURES = (
 BOUNDED = ("images_per_s", "speedup", "speedup_best")
 # Columns that may be missing or None.
 FURTHER_TEXTS = ("best_dense", "energy_method", "tokens", "throttle", "model")
-FURTHER_NUMBERS = ("tflops", "peak_share", "macs_g", "joules_per_image", "memory_bytes", "largest_difference", "tolerance", "top1_agreement", "threads")
+FURTHER_NUMBERS = (
+    "tflops", "peak_share", "macs_g", "joules_per_image", "memory_bytes", "largest_difference", "tolerance", "top1_agreement", "threads",
+)  # fmt: skip
 SAID = {"backend": "backend", "precision": "precision", "compiled": "compile", "merged": "merged", "channels_last": "channels_last"}
 # The other tables that a file may have: columns of every row that are texts, and that are numbers.
 TOTALS = ("parameters_m", "nonzero_parameters_m", "sparsity_prunable", "sparsity_all", "macs_g", "macs_g_effective")
@@ -101,7 +103,8 @@ def _tables(tables: object, name: str) -> dict[str, list[dict[str, object]]]:
         for i, row in enumerate(rows, start=1):
             bad = next((column for column, value in row.items() if not _plain(value)), None)
             if bad is not None:
-                raise LabError(f"Row {i} of the table {table} of {name} has {reprlib.repr(row[bad])} as {bad}: expected a text or a finite number. {AGAIN}")
+                found = f"{reprlib.repr(row[bad])} as {bad}"
+                raise LabError(f"Row {i} of the table {table} of {name} has {found}: expected a text or a finite number. {AGAIN}")
     return tables
 
 

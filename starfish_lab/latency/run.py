@@ -6,7 +6,7 @@ only afterwards. Report tables:
 
 table           a row is                     columns
 --------------  ---------------------------  -------------------------------------------------------------------------------------------
-latency         an execution at a batch      stage (dense or pruned), execution (its label), backend, precision, compiled, merged,
+latency         an execution at a batch      stage (dense: whole; pruned: all else), execution (its label), backend, precision, compiled, merged,
                 size; what was refused has   channels_last, batch, scenario (single or offline), latency_ms_p50, latency_ms_p90, latency_ms_p99,
                 a note and no figures        images_per_s(_low, _high), speedup(_low, _high) over dense of the same precision, eagerness and
                                              layout, speedup_best(_low, _high) over best_dense (the label of the dense network with the most

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from starfish_lab.errors import LabError
+from starfish_lab.execution import precision as arithmetic
 from starfish_lab.measure import hardware
 from starfish_lab.measure.running import evaluating
 from starfish_lab.progress import Reporter
@@ -121,6 +122,7 @@ def measure(
     facts = hardware.fingerprint(device)
     rows: list[dict[str, object]] = []
     with ExitStack() as stack:
+        stack.enter_context(arithmetic.products("float32"))  # torch's default would round convolutions to TF32 on a GPU
         modules = {stage: stack.enter_context(evaluating(module, device)) for stage, module in networks.items()}
         for done, batch in enumerate(batch_sizes):
             try:

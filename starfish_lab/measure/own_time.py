@@ -18,7 +18,7 @@ def own_times(module: nn.Module, names: Iterable[str], call: Callable[[], object
     Time in a submodule that is not named counts for the named one around it. By CUDA events, which stand in the stream and make
     nobody wait, or the monotonic clock.
     """
-    clock = _Events() if device.startswith("cuda") else _Clock()
+    clock = _Events(device) if device.startswith("cuda") else _Clock()
     marks: list[Mark] = []
     with _listening(module, names, marks, clock.now):
         call()
@@ -63,16 +63,16 @@ class _Clock:
 class _Events:
     """Waits once, when the first difference is asked for."""
 
-    def __init__(self) -> None:
-        self._waited = False
+    def __init__(self, device: str) -> None:
+        self._device, self._waited = device, False
 
     def now(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))  # the present device may be another
         return event
 
     def between(self, first: torch.cuda.Event, second: torch.cuda.Event) -> float:
         if not self._waited:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
             self._waited = True
         return first.elapsed_time(second) / 1e3

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import datetime
 import math
-import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -29,7 +28,7 @@ from starfish_lab.errors import LabError
 from starfish_lab.execution import precision as arithmetic
 from starfish_lab.execution.build import Ready, ready
 from starfish_lab.execution.choice import DENSE
-from starfish_lab.measure import hardware
+from starfish_lab.measure import hardware, latency
 from starfish_lab.models.loading import load
 from starfish_lab.models.network import Network
 from starfish_lab.prediction import forms, recording
@@ -147,16 +146,7 @@ def measure(
 
 def _pass(form: _Running, images: torch.Tensor, device: str) -> float:
     """Seconds of one forward pass until its answer is there."""
-    _synchronise(device)
-    started = time.perf_counter()
-    form.ready.module(images)
-    _synchronise(device)
-    return time.perf_counter() - started
-
-
-def _synchronise(device: str) -> None:
-    if device != "cpu":
-        getattr(torch, device.partition(":")[0]).synchronize()
+    return latency.timer_of(device, single=True)(lambda: form.ready.module(images), 1)[0]
 
 
 def _rows(form: _Running, batch: int) -> list[dict[str, object]]:

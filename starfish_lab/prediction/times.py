@@ -12,7 +12,6 @@ from scipy.optimize import nnls
 from starfish_lab.prediction.pieces import BYTES, terms
 
 SHAPE = ["kind", "variant", "kernel", "m", "n", "k"]
-FAMILY = ["kind", "variant", "kernel"]
 PASS = "pass"
 MERGED = "merged"  # how the names of forms begin that merge tokens
 POWER = 4  # of distance by which a neighbour counts less: the nearest decide

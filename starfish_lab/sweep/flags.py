@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from starfish_lab.arguments import comma_separated, plan_file, recipe_of
-from starfish_lab.recipe import edit
+from starfish_lab.arguments import comma_separated, plan_of
 from starfish_lab.sweep.plan import Sweep
 
 if TYPE_CHECKING:
@@ -47,11 +46,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def plan(arguments: argparse.Namespace) -> Sweep:
     """The plan that the arguments describe. The file may hold a sweep, as --show prints, or a recipe."""
-    found = plan_file(Sweep, arguments.recipe)
-    if found is None:
-        found = Sweep(recipe=recipe_of(arguments))
-    else:
-        found = dataclasses.replace(found, recipe=edit(found.recipe, arguments.set))
+    found = plan_of(arguments, Sweep, lambda recipe: Sweep(recipe=recipe))
     changes = {name: getattr(arguments, name) for name in LISTS if getattr(arguments, name) is not None}
     return dataclasses.replace(found, **changes)
 
