@@ -74,7 +74,8 @@ def report(*, device: str = "NVIDIA H100 80GB HBM3", throttle: str = "", scale: 
         found.add("latency", [
             dict(
                 stage="pruned", execution=label, backend="semi_structured", precision="float32", batch=batch,
-                scenario="single" if batch == 1 else "offline", dtype="float32", images_per_s=None, device="cuda:0", device_name=device, fingerprint=digest(known), note=why,
+                scenario="single" if batch == 1 else "offline", dtype="float32", images_per_s=None,
+                device="cuda:0", device_name=device, fingerprint=digest(known), note=why,
             )
             for label, why in REFUSED.items()
         ])  # fmt: skip
