@@ -272,6 +272,20 @@ def seeded(recipe: Recipe, seed: int) -> Recipe:
     return replace(recipe, **parts)
 
 
+class RecipePlan(Plan):
+    """A plan around one recipe, whose name and device are its own."""
+
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        return self.recipe.name
+
+    @property
+    def device(self) -> str:
+        return self.recipe.device
+
+
 def edit(recipe: Recipe, changes: list[str]) -> Recipe:
     """A recipe with fields changed, each given as 'field=value' with the value in JSON or as plain text.
 

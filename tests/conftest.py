@@ -28,6 +28,19 @@ def lab_home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def profiled(request):
+    """From the name of a fixture below: its network, and the network's profile as a page gets it, through JSON."""
+    from starfish_lab import profile
+    from starfish_lab.whatif import Profile
+
+    def get(name: str):
+        network = request.getfixturevalue(name)
+        return network, Profile.from_json(profile.compute(network).to_json())
+
+    return get
+
+
+@pytest.fixture
 def tiny_vit():
     """A DeiT-like network small enough for any test: 32 wide, 2 deep, 2 heads, 17 tokens, 10 classes."""
     import torch

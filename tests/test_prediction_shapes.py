@@ -7,7 +7,6 @@ from collections import Counter
 import pytest
 import torch
 
-from starfish_lab import profile as profiling
 from starfish_lab import tokens
 from starfish_lab.errors import LabError
 from starfish_lab.execution import BACKENDS
@@ -21,17 +20,6 @@ CUT = [
     ("tiny_vit", 0.5, ("mlp", "qk")), ("tiny_vit", 0.3, ("qk",)), ("tiny_vit", 0.9, ("mlp",)), ("tiny_resnet", 0.5, ("mlp",)),
     ("tiny_convnext1", 0.25, ("mlp",)), ("tiny_swin", 0.5, ("mlp",)), ("tiny_hiera", 0.7, ("mlp",)),
 ]  # fmt: skip
-
-
-@pytest.fixture
-def profiled(request):
-    """A network and its profile as a page gets it: through JSON."""
-
-    def get(name: str):
-        network = request.getfixturevalue(name)
-        return network, Profile.from_json(profiling.compute(network).to_json())
-
-    return get
 
 
 def as_counts(pieces) -> Counter:

@@ -16,7 +16,6 @@ import pytest
 import torch
 from conftest import ROOT
 
-from starfish_lab import profile as profiling
 from starfish_lab.errors import LabError, RecipeError, WeightsError
 from starfish_lab.execution.slicing import slice_network
 from starfish_lab.measure.macs import effective_macs, layer_macs, total_macs
@@ -29,17 +28,6 @@ from starfish_lab.recipe import ModelChoice, PruningChoice, StartChoice, TokensC
 from starfish_lab.whatif import Profile, cannot_merge, predict, profile_key
 
 NETWORKS = ("tiny_vit", "tiny_resnet", "tiny_convnext")
-
-
-@pytest.fixture
-def profiled(request):
-    """A network and its profile as a page gets it: through JSON."""
-
-    def get(name: str):
-        network = request.getfixturevalue(name)
-        return network, Profile.from_json(profiling.compute(network).to_json())
-
-    return get
 
 
 def agrees(network, profile, choice, *, within: float = 0.0) -> None:

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field, replace
 from starfish_lab.checks import is_fraction, is_number, is_whole, several
 from starfish_lab.errors import RecipeError
 from starfish_lab.healing import healers
-from starfish_lab.plain_data import Plan
-from starfish_lab.recipe import ONE_SPARSITY, HealingChoice, Recipe, seeded
+from starfish_lab.recipe import ONE_SPARSITY, HealingChoice, Recipe, RecipePlan, seeded
 
 REFERENCE = "starfish"  # whom every healer is compared with
 LONGEST = 44  # characters of a healer's name, so that the store can name live figures by its label
@@ -49,7 +48,7 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BakeOff(Plan):
+class BakeOff(RecipePlan):
     """Healers side by side on the same pruned networks. Frozen; validated when made.
 
     recipe : model, images, pruning, precision and whatever else all healers share; its healing is what a healer has not of its own
@@ -97,14 +96,6 @@ class BakeOff(Plan):
             raise RecipeError(f"options is {self.options!r}: give an object of healers and their fields.")
         for name in (*self.healers, *self.options):
             self.choice(name)  # raises where the name or a field is wrong
-
-    @property
-    def name(self) -> str:
-        return self.recipe.name
-
-    @property
-    def device(self) -> str:
-        return self.recipe.device
 
     @property
     def drawn(self) -> int:

@@ -17,12 +17,11 @@ from typing import Self
 from starfish_lab import checks
 from starfish_lab.errors import RecipeError
 from starfish_lab.execution.choice import DENSE, PRECISIONS, Execution
-from starfish_lab.plain_data import Plan
-from starfish_lab.recipe import Recipe
+from starfish_lab.recipe import Recipe, RecipePlan
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatencyPlan(Plan):
+class LatencyPlan(RecipePlan):
     """Executions raced against each other and against the dense network. Frozen; validated when made.
 
     recipe : model, pruning, tokens, device and name; healing and images do not count, since weights do not decide how long they take
@@ -64,14 +63,6 @@ class LatencyPlan(Plan):
         if isinstance(data, dict) and Recipe.KEY in data:
             return cls.of(Recipe.from_dict(data))
         return super().from_dict(data)
-
-    @property
-    def name(self) -> str:
-        return self.recipe.name
-
-    @property
-    def device(self) -> str:
-        return self.recipe.device
 
     def asked(self) -> list[Execution]:
         """The executions, without the dense baselines that come with them."""

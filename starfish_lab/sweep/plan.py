@@ -18,8 +18,7 @@ from functools import cached_property
 from starfish_lab.checks import is_fraction, is_whole, several
 from starfish_lab.errors import RecipeError
 from starfish_lab.healing import healers
-from starfish_lab.plain_data import Plan
-from starfish_lab.recipe import ONE_SPARSITY, PruningChoice, Recipe, seeded
+from starfish_lab.recipe import ONE_SPARSITY, PruningChoice, Recipe, RecipePlan, seeded
 
 MOST = 1000  # runs of one sweep
 
@@ -37,7 +36,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep(Plan):
+class Sweep(RecipePlan):
     """A recipe at every combination of what is listed; a list left empty takes the recipe's own. Frozen; validated when made.
 
     sparsities : fractions removed. A pattern with one sparsity of its own, n:m or 'kept', stands once whatever they are
@@ -67,14 +66,6 @@ class Sweep(Plan):
         if asked > MOST:
             raise RecipeError(f"This sweep asks for {asked} runs: at most {MOST} make one. Leave some values out, or make several sweeps.")
         self.points  # noqa: B018 - builds every recipe: raises where one cannot be run
-
-    @property
-    def name(self) -> str:
-        return self.recipe.name
-
-    @property
-    def device(self) -> str:
-        return self.recipe.device
 
     @cached_property
     def points(self) -> dict[Point, Recipe]:
