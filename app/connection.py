@@ -29,9 +29,8 @@ def stand_by() -> None:
 
 
 def watch() -> None:
-    """Draws the page again once the store answers; does nothing where it never ceased to."""
-    if away():
-        st.fragment(_look, run_every=EVERY)()
+    """Draws the page again once the store, which is away, answers."""
+    st.fragment(_look, run_every=EVERY)()
 
 
 def _look() -> None:

@@ -44,7 +44,7 @@ def expected(rows: list[dict[str, object]], profile: Profile) -> list[dict[str, 
     """The rows of the four figures for the present choice; where no latency was measured yet, with what is expected of one image at a time."""
     try:
         recipe = basis.current()
-        tables = _tables(profile, recipe)
+        tables = _tables(profile, recipe, _ids(TIMING, TABLES))
         if not tables:
             return rows
         table = tables[_standing("card_on", list(tables))]
@@ -63,7 +63,8 @@ def expected(rows: list[dict[str, object]], profile: Profile) -> list[dict[str, 
 
 def draw(profile: Profile, recipe: Recipe) -> cards.Card | None:
     """The card for what is about to be launched; returns what it says, None where that cannot be told."""
-    tables = _tables(profile, recipe)
+    numbers = _ids(TIMING, TABLES)
+    tables = _tables(profile, recipe, numbers)
     with st.container(border=True, key="faster"):
         with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
             st.markdown("**Will it be faster?**", width="content", help=HINT)
@@ -74,7 +75,7 @@ def draw(profile: Profile, recipe: Recipe) -> cards.Card | None:
             st.caption(str(error))
             return None
         _answer(card)
-        _score(profile, recipe, card)
+        _score(profile, recipe, card, numbers)
         if card.seconds_to_measure is not None or (card.kind == cards.ESTIMATE and card.verdict == "unknown"):
             _measure(recipe, card)
     return card
@@ -93,9 +94,8 @@ def measured(run: Run, report: Report) -> None:
         st.caption(f":material/speed: {faster_rows.outcome(row)}")
 
 
-def _tables(profile: Profile, recipe: Recipe) -> dict[str, pd.DataFrame]:
-    rows = _rows(settings.database_url(), _ids(TIMING, TABLES))
-    return faster_rows.tables(rows, model=profile.facts["name"], wanted=recipe.device)
+def _tables(profile: Profile, recipe: Recipe, numbers: tuple[int, ...]) -> dict[str, pd.DataFrame]:
+    return _by_device(settings.database_url(), numbers, profile.facts["name"], recipe.device)
 
 
 def _asked(recipe: Recipe, tables: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, str, int]:
@@ -182,9 +182,9 @@ def _wait(number: int) -> None:
         st.progress(share, text=f"Run {number} times the layers{': waiting' if run.status == 'queued' else ''}")
 
 
-def _score(profile: Profile, recipe: Recipe, card: cards.Card) -> None:
+def _score(profile: Profile, recipe: Recipe, card: cards.Card, tables: tuple[int, ...]) -> None:
     """What was expected and then measured of this very pruning; and, when asked for, how good such answers were for this network so far."""
-    url, tables = settings.database_url(), _ids(TIMING, TABLES)
+    url = settings.database_url()
     runs = [number for kind in ("latency", "experiment") for number in _ids(kind, SCORED, model=recipe.model.name)] if tables else []
     same = [number for number in sorted(runs, reverse=True) if _work_of(url, number) == _work(recipe)]
     rows = _compared(url, same[0], tables, len(profile.pieces), profile) if same else pd.DataFrame()
@@ -203,7 +203,7 @@ def _score(profile: Profile, recipe: Recipe, card: cards.Card) -> None:
 
 def _ids(kind: str, most: int, *, model: str | None = None) -> tuple[int, ...]:
     """Numbers of the newest finished runs of a kind, and of one network, the oldest first."""
-    runs = state.store().runs(kind=kind, status="done", limit=200)
+    runs = state.store().runs(kind=kind, status="done", limit=most if model is None else 200)
     runs = runs if model is None else runs[runs["model"] == model]
     return tuple(sorted(int(number) for number in runs["id"].head(most)))
 
@@ -212,6 +212,12 @@ def _ids(kind: str, most: int, *, model: str | None = None) -> tuple[int, ...]:
 def _rows(url: str, ids: tuple[int, ...]) -> pd.DataFrame:
     """Rows of tables of layer times, which never change; `url` keeps stores apart."""
     return state.store().table(ids, "layer_times")
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _by_device(url: str, ids: tuple[int, ...], model: str, wanted: str) -> dict[str, pd.DataFrame]:
+    """What `faster_rows.tables` makes of these tables: thousands of rows, the same on every rerun."""
+    return faster_rows.tables(_rows(url, ids), model=model, wanted=wanted)
 
 
 @st.cache_data(max_entries=200, show_spinner=False)

@@ -63,9 +63,8 @@ def begin() -> DeltaGenerator:
     """
     st.html(STYLE)
     st.logo(str(settings.ASSETS / "logo.svg"), size="large")
-    problem = sidebar.draw()
-    connection.stand_by()
-    if problem:
+    if problem := sidebar.draw():
+        connection.stand_by()
         st.warning(problem, icon=":material/cloud_off:")
     if state.choice().weights == "random":
         st.badge("random weights", icon=":material/casino:", color="orange", help="Nothing was trained: accuracy figures on this page mean nothing.")
@@ -90,7 +89,7 @@ def guard() -> Iterator[None]:
         yield
     except LabError as error:
         st.error(str(error), icon=":material/error:")
-        if isinstance(error, StoreError):
+        if isinstance(error, StoreError) and connection.away():
             connection.watch()
     except Exception:
         logging.getLogger("starfish_lab.app").exception("a page failed")

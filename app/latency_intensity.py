@@ -19,18 +19,19 @@ def points(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     The work is the row's own (2 · MACs), the traffic that of its pieces: each reads its weights and inputs and writes its outputs once.
     """
     found, why = [], {}
-    for row in rows.to_dict("records"):
-        recipe = state.store().run(int(row["run"])).recipe
+    for number, of_run in rows.groupby("run", sort=False):
+        recipe = state.store().run(int(number)).recipe
         profile = profiles.find(recipe.model)
         if profile is None:
             why[UNPROFILED.format(model=recipe.model.name)] = True
             continue
-        try:
-            pieces = shapes.after(profile, recipe, Execution.of(row["execution"]))
-        except LabError as error:
-            why[str(error)] = True
-            continue
-        found.append({**row, "intensity": intensity(pieces, macs_g=row["macs_g"], batch=int(row["batch"]), precision=row["precision"])})
+        for row in of_run.to_dict("records"):
+            try:
+                pieces = shapes.after(profile, recipe, Execution.of(row["execution"]))
+            except LabError as error:
+                why[str(error)] = True
+                continue
+            found.append({**row, "intensity": intensity(pieces, macs_g=row["macs_g"], batch=int(row["batch"]), precision=row["precision"])})
     return pd.DataFrame(found, columns=[*rows.columns, "intensity"]), " ".join(why)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from app import connection, devices, state
+from app import devices, state
 from starfish_lab.jobs import accelerators
 from starfish_lab.models import PAPER_MODELS
 from starfish_lab.pruning import STARTS
@@ -104,25 +104,33 @@ def _device() -> str:
         st.caption(f"'{typed}' is no device: choose one, or type a GPU's name such as H100. {devices.label(before)} stays chosen.")
     if not problem and state.choice().device != devices.AUTO and (waits := devices.waits(state.choice().device, alive)):
         st.caption(f"A run {waits}.")
-    # Polls while a worker is busy or the first is still starting; with idle workers there is nothing to wait for.
-    now = _situation(alive, problem)
-    st.fragment(_workers, run_every=None if now == "idle" else "3s")(now)
+    if (now := _situation(alive, problem)) == "idle":  # there is nothing to wait for
+        _workers(alive, now)
+    else:
+        st.fragment(_poll, run_every="3s")(now)
     return problem
 
 
 def _situation(alive: pd.DataFrame, problem: str) -> str:
     """'away', 'none', 'idle', or 'busy': a living worker has a run, or will have one in a moment."""
-    if problem or connection.away():
+    if problem:
         return "away"
     if alive.empty:
         return "none"
     return "busy" if alive["run"].notna().any() or len(state.store().runs(kind=None, status="queued", limit=1)) else "idle"
 
 
-def _workers(before: str) -> None:
-    """The workers, and the nodes of a cluster; once the situation is another one, the page is drawn again with what is new."""
+def _poll(before: str) -> None:
+    """The workers while one is busy or the first is still starting; once the situation is another one, the page is drawn again."""
     alive, problem = devices.capacity()
     now = _situation(alive, problem)
+    _workers(alive, now)
+    if now != before:
+        st.rerun()
+
+
+def _workers(alive: pd.DataFrame, now: str) -> None:
+    """A line for each worker and each node of a cluster."""
     if now == "away":
         st.badge("Workers out of reach", icon=":material/cloud_off:", color="orange")
     elif alive.empty:
@@ -132,5 +140,3 @@ def _workers(before: str) -> None:
         idle, name = pd.isna(row.run), accelerators.short(row.title or "")
         text = f"{row.device}{f' ({name})' if name else ''}: {'idle' if idle else f'busy with run {row.run}'}"
         st.badge(text, icon=":material/memory:", color="gray" if idle else "green", help=row.title or None)
-    if now != before:
-        st.rerun()

@@ -13,7 +13,7 @@ import pandas as pd
 
 from starfish_lab import artefacts, settings
 from starfish_lab.arguments import recipe_of
-from starfish_lab.bakeoff import flags
+from starfish_lab.bakeoff import flags as baking
 from starfish_lab.errors import Cancelled, LabError
 from starfish_lab.latency import flags as timing
 from starfish_lab.plain_data import Plan
@@ -45,12 +45,7 @@ def spectra(arguments: argparse.Namespace) -> pd.DataFrame:
 
 def run(arguments: argparse.Namespace) -> pd.DataFrame:
     """Prune, heal and measure what the recipe says, here or (--queue) by a worker."""
-    from starfish_lab.store import Store
-
-    recipe, store = recipe_of(arguments), Store()
-    if arguments.queue:
-        return pd.DataFrame([{"run": store.submit(recipe), "status": "queued"}])
-    return _foreground(store, recipe, "experiment", lambda report: report.frame("accuracy"))
+    return _launched(arguments, recipe_of(arguments), "experiment", lambda report: report.frame("accuracy"))
 
 
 def latency(arguments: argparse.Namespace) -> pd.DataFrame | str:
@@ -60,41 +55,18 @@ def latency(arguments: argparse.Namespace) -> pd.DataFrame | str:
         from starfish_lab.store import Store
 
         return pd.DataFrame([{"run": import_file(Store(), Path(arguments.imported)), "status": "imported"}])
-    plan = timing.plan(arguments)
-    if arguments.show:
-        return plan.to_json()
-    if arguments.out:
-        return timing.shown(timing.measure(plan, Path(arguments.out), TerminalBars()), arguments.json)
-    from starfish_lab.store import Store
-
-    if arguments.queue:
-        return pd.DataFrame([{"run": Store().submit(plan, "latency"), "status": "queued"}])
-    return _foreground(Store(), plan, "latency", lambda report: timing.shown(report, arguments.json))
+    return _planned(arguments, timing.plan(arguments), "latency", timing.measure, timing.shown)
 
 
 def layer_times(arguments: argparse.Namespace) -> pd.DataFrame:
     """Time every layer of a network on this machine, dense, cut and merged: the table that 'will it be faster?' is answered from."""
-    from starfish_lab.store import Store
-
-    recipe, store = recipe_of(arguments), Store()
-    if arguments.queue:
-        return pd.DataFrame([{"run": store.submit(recipe, "layer_times"), "status": "queued"}])
-    table = _foreground(store, recipe, "layer_times", lambda report: report.frame("layer_times"))
-    return table if arguments.json else table.drop(columns=["rounds", "model", "device", "device_name", "fingerprint", "threads", "measured_on"])
+    left_out = [] if arguments.json else ["rounds", "model", "device", "device_name", "fingerprint", "threads", "measured_on"]
+    return _launched(arguments, recipe_of(arguments), "layer_times", lambda report: report.frame("layer_times").drop(columns=left_out))
 
 
 def bakeoff(arguments: argparse.Namespace) -> pd.DataFrame | str:
     """Heal the same pruned networks by many healers under one protocol; finished cells are never repeated."""
-    plan = flags.plan(arguments)
-    if arguments.show:
-        return plan.to_json()
-    if arguments.out:
-        return flags.shown(flags.bake(plan, Path(arguments.out), TerminalBars()), arguments.json)
-    from starfish_lab.store import Store
-
-    if arguments.queue:
-        return pd.DataFrame([{"run": Store().submit(plan, "bakeoff"), "status": "queued"}])
-    return _foreground(Store(), plan, "bakeoff", lambda report: flags.shown(report, arguments.json))
+    return _planned(arguments, baking.plan(arguments), "bakeoff", baking.bake, baking.shown)
 
 
 def sweep(arguments: argparse.Namespace) -> pd.DataFrame | str:
@@ -208,8 +180,22 @@ def app(arguments: argparse.Namespace) -> int:
     return launch(port=arguments.port)
 
 
-def _foreground(store, task: Plan, kind: str, table: Callable) -> pd.DataFrame:
-    """Run here, in the same store as every other run, with bars on the terminal."""
+def _planned(arguments: argparse.Namespace, plan: Plan, kind: str, write: Callable, shown: Callable) -> pd.DataFrame | str:
+    """What --show, --out and --queue say is done with a plan: print it, do it beside the store, leave it to a worker; or do it here."""
+    if arguments.show:
+        return plan.to_json()
+    if arguments.out:
+        return shown(write(plan, Path(arguments.out), TerminalBars()), arguments.json)
+    return _launched(arguments, plan, kind, lambda report: shown(report, arguments.json))
+
+
+def _launched(arguments: argparse.Namespace, task: Plan, kind: str, table: Callable) -> pd.DataFrame:
+    """Left to a worker, or run here, in the same store as every other run, with bars on the terminal."""
+    from starfish_lab.store import Store
+
+    store = Store()
+    if arguments.queue:
+        return pd.DataFrame([{"run": store.submit(task, kind), "status": "queued"}])
     from starfish_lab.jobs.worker import run_here
 
     run = run_here(store, task, kind=kind, watch=TerminalBars())
@@ -238,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     command(models).add_argument("filter", nargs="?", help="a glob over timm's names, e.g. 'deit*'")
     command(spectra, takes_recipe=True).add_argument("--control", action="store_true", help="also fit each matrix with its entries permuted")
     command(run, takes_recipe=True).add_argument("--queue", action="store_true", help="leave it to a worker")
-    flags.add(command(bakeoff))
+    baking.add(command(bakeoff))
     sweeping.add(command(sweep, takes_recipe=True))
     speeding = command(speed, takes_recipe=True)
     speeding.add_argument("--batch-sizes", type=int, nargs="+", default=[], metavar="N", help="without them, 1, 2 and 4 times the recipe's")

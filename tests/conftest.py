@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # Networks this small run faster on one thread, and threads of several tests do not crowd each other.
@@ -143,6 +147,27 @@ def pictures(tmp_path):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (36 + i, 50 - i, 3), dtype=np.uint8)).save(path)
         items.append(Stored(path.name, path))
     return ImageSet.lazy(items, torch.arange(11) % 10, Preprocessing(input_size=(3, 32, 32)))
+
+
+def until(condition: Callable[[], object], seconds: float = 30.0) -> float:
+    """Wait for a condition; returns how long that took."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, "waited in vain"
+        time.sleep(0.02)
+    return time.monotonic() - started
+
+
+def at_once(count: int, do: Callable[[], object]) -> list:
+    """What so many threads get that do the same at the same moment; what one of them raises is raised here."""
+    begin = threading.Barrier(count)
+
+    def together(_: int) -> object:
+        begin.wait()
+        return do()
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(together, range(count)))
 
 
 def chromium() -> str | None:

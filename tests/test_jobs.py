@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import until
 
 from starfish_lab import settings
 from starfish_lab.errors import ImagesError, LabError, StoreError
@@ -54,15 +55,6 @@ def processes():
         if process.poll() is None:
             process.kill()
         process.wait()
-
-
-def until(condition: Callable[[], object], seconds: float = 30.0) -> float:
-    """Wait for a condition; returns how long that took."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < seconds, "waited in vain"
-        time.sleep(0.02)
-    return time.monotonic() - started
 
 
 def alive(pid: int) -> bool:

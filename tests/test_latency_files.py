@@ -153,12 +153,15 @@ def test_an_imported_file_is_a_finished_run_that_says_where_it_comes_from(tmp_pa
     assert importing.import_file(store, path) != number  # another timing of the same plan
 
 
-def test_an_import_that_breaks_off_is_left_for_no_worker(monkeypatch):
-    store = Store()
-    monkeypatch.setattr(store, "finish", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        importing.keep(store, report(), PLAN, name="a40.json")
-    assert list(store.runs("latency")["status"]) == ["cancelled"]
+def test_an_import_that_is_killed_leaves_nothing_for_a_worker(tmp_path):
+    path, store = tmp_path / "a40.json", Store(stale_seconds=0.0)
+    results_file.write(path, report(), PLAN)
+    code = "import os, sys; from starfish_lab.__main__ import main; from starfish_lab.store import queue\n"
+    code += "queue.keep_tables = lambda *_: os._exit(9)  # after the run's row, before its tables\nmain(['latency', '--import', sys.argv[1]])"
+    assert subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT).returncode == 9
+    assert store.runs(None).empty and store.claim("w", "cuda:0") is None
+    number = importing.import_file(store, path)
+    assert store.run(number).status == "done" and store.claim("w", "cuda:0") is None
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import conftest
 import pytest
 
 from starfish_lab import settings
@@ -21,6 +22,7 @@ from starfish_lab.store import Store
 from starfish_lab.sweep.plan import Sweep
 
 STEPS, STALE_SECONDS = 20, 1.5
+until = partial(conftest.until, seconds=120.0)
 PLAN = Sweep(recipe=Recipe(device="cpu"), sparsities=(0.5, 0.75), healers=("starfish", "none"), seeds=(0, 1, 2))
 WORKER = f"""
     import os, sys, time
@@ -73,13 +75,6 @@ def workers(tmp_path):
         process.wait()
 
 
-def until(condition, seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.1)
-
-
 def assert_each_done_once(store: Store, sweep: int, ledger: Path) -> None:
     rows = store.sweep_runs(sweep)
     listed = store.runs().set_index("id").loc[rows["run"]]
@@ -129,24 +124,16 @@ def test_a_worker_that_dies_while_the_database_is_away_loses_no_run(store, worke
 
 
 def test_many_openings_of_a_new_database_at_once(postgres):
-    url, errors, begin = postgres.database(), [], threading.Barrier(8)
+    url = postgres.database()
 
     def open_and_submit() -> None:
-        begin.wait()
-        try:
-            store = Store(url)
-            store.submit(replace(PLAN, seeds=(0,)), "sweep")
-            store.close()
-        except StoreError as error:
-            errors.append(error)
+        store = Store(url)
+        store.submit(replace(PLAN, seeds=(0,)), "sweep")
+        store.close()
 
-    threads = [threading.Thread(target=open_and_submit) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    conftest.at_once(8, open_and_submit)
     store = Store(url)
-    assert errors == [] and len(store.runs("sweep")) == 8 and len(store.runs()) == 4
+    assert len(store.runs("sweep")) == 8 and len(store.runs()) == 4
     store.close()
 
 

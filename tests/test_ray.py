@@ -10,8 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import conftest
 import pytest
 import ray_stub
 
@@ -26,6 +28,7 @@ pytestmark = pytest.mark.alone
 STALE_SECONDS = 5.0
 MEMORY = 80_000_000  # bytes of each node's object store, the least that Ray takes
 ray = pytest.importorskip("ray", reason="Ray is not installed")
+until = partial(conftest.until, seconds=240.0)
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +72,6 @@ def dispatching(store: Store, cluster, do: Callable = ray_stub.do) -> Iterator[D
         stop.set()
         thread.join(60)
         assert not thread.is_alive()
-
-
-def until(condition: Callable[[], object], seconds: float = 240.0) -> float:
-    """Wait for a condition; returns how long that took."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < seconds, "waited in vain"
-        time.sleep(0.05)
-    return time.monotonic() - started
 
 
 def wanting(device: str, name: str = "") -> Recipe:
@@ -151,7 +145,7 @@ def test_a_dispatcher_that_ends_hands_its_runs_back_and_the_next_takes_them(clus
     with dispatching(store, cluster):
         run_id = store.submit(wanting("cpu", "held"))
         until(lambda: store.run(run_id).stage == "pretend")
-    until(lambda: store.run(run_id).status == "queued", 20)
+    until(lambda: store.run(run_id).status == "queued", seconds=20)
     assert store.run(run_id).attempt == 0
     release()
     with dispatching(store, cluster):

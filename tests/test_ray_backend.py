@@ -12,7 +12,7 @@ from starfish_lab import jobs
 from starfish_lab.errors import LabError
 from starfish_lab.jobs import ray_nodes
 from starfish_lab.jobs.protocol import LocalBackend
-from starfish_lab.jobs.ray_backend import RayBackend, address
+from starfish_lab.jobs.ray_backend import RayBackend
 from starfish_lab.recipe import Recipe
 from starfish_lab.store import Store
 
@@ -105,7 +105,7 @@ def test_the_backend_by_its_setting(store, monkeypatch):
     assert type(jobs.backend(store)) is LocalBackend
     for wanted in ("auto", "ray://head:10001", "10.0.0.7:6379"):
         monkeypatch.setenv("STARFISH_LAB_BACKEND", wanted)
-        assert type(jobs.backend(store)) is RayBackend and address() == wanted
+        assert type(jobs.backend(store)) is RayBackend and jobs.address() == wanted
     for wanted in ("dask", "ray://head", "http://head:80"):
         monkeypatch.setenv("STARFISH_LAB_BACKEND", wanted)
         with pytest.raises(LabError, match=f"STARFISH_LAB_BACKEND is '{wanted}': expected local, auto, ray://"):

@@ -14,6 +14,7 @@ import time
 
 import pandas as pd
 import pytest
+from conftest import at_once
 
 from starfish_lab import settings
 from starfish_lab.errors import StoreError
@@ -369,21 +370,9 @@ def test_another_version_is_refused(store):
 
 
 def test_many_openings_at_once(tmp_path):
-    errors, begin = [], threading.Barrier(8)
-
-    def open_and_submit() -> None:
-        begin.wait()
-        try:
-            Store(f"sqlite:///{tmp_path / 'new.db'}").submit(Recipe())
-        except StoreError as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=open_and_submit) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == [] and len(Store(f"sqlite:///{tmp_path / 'new.db'}").runs()) == 8
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    at_once(8, lambda: Store(url).submit(Recipe()))
+    assert len(Store(url).runs()) == 8
 
 
 def test_a_thousand_runs_are_listed_quickly(file_store):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from dataclasses import replace
 
 import pytest
+from conftest import at_once
 from test_store import make_stale, report
 
 from starfish_lab.__main__ import main
@@ -129,17 +129,7 @@ def test_a_finished_run_that_was_asked_to_stop_too_late_still_counts(store):
 
 
 def test_two_who_launch_the_same_sweep_at_once_share_its_runs(store):
-    begin, ids = threading.Barrier(2), []
-
-    def press() -> None:
-        begin.wait()
-        ids.append(store.submit(PLAN, "sweep"))
-
-    threads = [threading.Thread(target=press) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    ids = at_once(2, lambda: store.submit(PLAN, "sweep"))
     assert len(store.runs()) == 8
     assert sorted(store.sweep_runs(i)["adopted"].sum() for i in ids) == [0, 8]
 

@@ -14,7 +14,7 @@ import webbrowser
 
 from starfish_lab import settings
 from starfish_lab.errors import LabError
-from starfish_lab.jobs.ray_backend import address
+from starfish_lab.jobs import address
 
 GRACE_SECONDS = 8.0  # a worker hands its run back within this time
 POLL_SECONDS = 0.2

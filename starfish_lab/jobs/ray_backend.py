@@ -7,8 +7,6 @@ to when its cluster goes, and the app must not be that process.
 
 from __future__ import annotations
 
-import re
-
 import pandas as pd
 
 from starfish_lab import settings
@@ -40,13 +38,3 @@ class RayBackend(LocalBackend):
         nodes = alive[alive["role"] == NODE].drop_duplicates("node").drop(columns="run").merge(busy, on="node", how="left")
         others = alive[~alive["role"].isin((DISPATCHER, NODE, TASK))]
         return pd.concat([nodes[alive.columns], others], ignore_index=True).drop(columns=["role", "node"])
-
-
-def address() -> str | None:
-    """Address of the Ray cluster that the setting names: ray://host:port, host:port or auto; None for the local backend."""
-    wanted = settings.BACKEND()
-    if wanted == "local":
-        return None
-    if wanted != "auto" and not re.fullmatch(r"(ray://)?[\w.\-]+:\d{1,5}", wanted):
-        raise LabError(f"{settings.BACKEND.name} is '{wanted}': expected local, auto, ray://host:port or host:port, such as ray://head:10001.")
-    return wanted

@@ -11,19 +11,18 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import sys
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from starfish_lab import settings
 from starfish_lab.errors import LabError, StoreError
-from starfish_lab.jobs import ray_nodes, ray_task
-from starfish_lab.jobs.ray_backend import DISPATCHER, NODE, TASK, address
+from starfish_lab.jobs import address, ray_nodes, ray_task
+from starfish_lab.jobs.ray_backend import DISPATCHER, NODE, TASK
+from starfish_lab.jobs.worker import worker_name
 from starfish_lab.store import Store
 from starfish_lab.store.queue import MAX_ATTEMPTS, Active
 
@@ -52,7 +51,7 @@ class Dispatcher:
 
     def __init__(self, store: Store, cluster: str, *, do: Callable = ray_task.do):
         self.store, self.cluster, self.do = store, cluster, do
-        self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
+        self.name = worker_name("ray")
         self.tasks: dict[int, Task] = {}
         self._failed: Counter[int] = Counter()  # how often a run could not be begun
         self._held: dict[int, float] = {}  # until when it is not tried again

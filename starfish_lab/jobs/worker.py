@@ -39,7 +39,7 @@ def work(store: Store, device: str, *, once: bool = False, stop: threading.Event
     A store that cannot be reached is waited for.
     """
     stop = stop or threading.Event()
-    worker, title = _worker_name(device), _title(device)
+    worker, title = worker_name(device), _title(device)
     with _Heartbeat(store, worker, device, title) as heartbeat:
         while not stop.is_set():
             try:
@@ -60,7 +60,7 @@ def run_here(store: Store, task: Plan, *, kind: str = "experiment", watch: Repor
     """Submit a plan and do it in this process. Returns the run as it ended; Ctrl-C cancels it."""
     _prepare()
     device = _choose(task.device)
-    worker, stop = _worker_name(device), threading.Event()
+    worker, stop = worker_name(device), threading.Event()
     with _Heartbeat(store, worker, device, _title(device)) as heartbeat:
         run = store.run(store.submit(task, kind, owner="command line", claimed_by=(worker, device)))
         try:
@@ -197,8 +197,9 @@ class _Heartbeat:
                 return
 
 
-def _worker_name(device: str) -> str:
-    return f"{socket.gethostname()}-{device}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
+def worker_name(what: str) -> str:
+    """A name that no other worker has, which tells its machine and its process."""
+    return f"{socket.gethostname()}-{what}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
 
 
 def _title(device: str) -> str:

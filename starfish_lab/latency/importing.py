@@ -29,13 +29,7 @@ def keep(store: Store, report: Report, plan: LatencyPlan, *, name: str) -> int:
     measured = {row["name"]: row["value"] for row in report.tables.get("provenance", [])}.get("measured_at", "an unknown time")
     marked = Report({table: list(rows) for table, rows in report.tables.items()})
     marked.add("notes", [{"note": f"Imported from {name}: measured on {first['device_name']} at {measured}, not on this machine."}])
-    run = store.submit(plan, "latency", owner=OWNER, claimed_by=(OWNER, first["device"]))
-    try:
-        store.finish(run, marked)
-    except BaseException:  # workers would take it for a run whose worker died, and time it here
-        store.mark_cancelled(run)
-        raise
-    return run
+    return store.record(plan, "latency", marked, owner=OWNER, device=first["device"])
 
 
 def _kept(store: Store, report: Report, plan: LatencyPlan) -> int | None:

@@ -25,6 +25,9 @@ FASTER, NOT_FASTER, UNKNOWN = "faster", "not faster", "unknown"
 WORTH = 1.05  # an interval that ends below this is no speed-up
 WIDE = 0.4  # half an interval, in log, from which on a reason is worth saying
 FURTHEST = 1.5  # times the batches that were timed, beyond which nothing is said
+KEY = ["model", "form", "batch"]  # of a pass that was timed as a whole
+
+Key = tuple[str, str, int]
 
 
 @dataclass(frozen=True)
@@ -87,21 +90,21 @@ class _Passes:
 
     def __init__(self, rows: pd.DataFrame):
         self.rows = rows
-        self.counts: dict[tuple[str, str, int], dict[Shape, int]] = {}
-        self.ms: dict[tuple[str, str, int], float] = {}
-        self.spread: dict[tuple[str, str, int], float] = {}
-        self._beside: dict[bool, dict[int, list[float]]] = {False: {}, True: {}}  # {merged: {batch: ms a piece}}
         self._times: dict[tuple, Times] = {}
-        for key, part in rows.groupby(["model", "form", "batch"]):
-            whole, pieces = part[part["kind"] == PASS], part[part["kind"] != PASS]
-            if whole.empty:
-                continue
-            self.ms[key] = float(whole["ms"].median())
-            self.spread[key] = float(((whole["ms_high"] - whole["ms_low"]) / whole["ms"]).mean() / 3.92)
-            self.counts[key] = pieces.groupby(SHAPE)["count"].max().to_dict()
-            total = float((pieces["ms"] * pieces["count"]).sum()) / len(whole)
-            alike = self._beside[key[1].startswith(MERGED)]
-            alike.setdefault(key[2], []).append((self.ms[key] - total) / sum(self.counts[key].values()))
+        passes, pieces = rows[rows["kind"] == PASS], rows[rows["kind"] != PASS]
+        spread = (passes["ms_high"] - passes["ms_low"]) / passes["ms"] / 3.92
+        by = passes.assign(spread=spread).groupby(KEY)
+        self.ms: dict[Key, float] = by["ms"].median().to_dict()
+        self.spread: dict[Key, float] = by["spread"].mean().to_dict()
+        self.counts: dict[Key, dict[Shape, int]] = {key: {} for key in self.ms}
+        for key, count in pieces.groupby([*KEY, *SHAPE])["count"].max().items():
+            if key[:3] in self.counts:
+                self.counts[key[:3]][key[3:]] = count
+        totals = pieces.assign(ms=pieces["ms"] * pieces["count"]).groupby(KEY)["ms"].sum()
+        self._beside: dict[bool, dict[int, list[float]]] = {False: {}, True: {}}  # {merged: {batch: ms a piece}}
+        for key, times_measured in by.size().items():
+            own = self.ms[key] - totals[key] / times_measured
+            self._beside[key[1].startswith(MERGED)].setdefault(key[2], []).append(own / sum(self.counts[key].values()))
 
     def beside(self, batch: int, *, merged: bool = False) -> float:
         """What a pass takes beside its pieces, ms a piece, where tokens merge or not; 0 where none was timed as a whole."""
@@ -136,7 +139,7 @@ class _Passes:
             self._times[key] = Times(rows if gone.all() else rows[~gone], merged=merged)
         return self._times[key]
 
-    def _miss(self, key: tuple[str, str, int], **without: object) -> float:
+    def _miss(self, key: Key, **without: object) -> float:
         """log(predicted / measured) of the speed-up of a form that was timed as a whole, with the table as it is or without some of its rows."""
         model, form, batch = key
         merged, slow = form.startswith(MERGED), (model, "dense", batch)

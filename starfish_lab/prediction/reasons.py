@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 import pandas as pd
@@ -10,7 +11,7 @@ from starfish_lab.execution.choice import Execution
 from starfish_lab.prediction import pieces as of_pieces
 from starfish_lab.prediction.pieces import BYTES, MATRIX_KINDS, Piece
 from starfish_lab.prediction.shapes import counted
-from starfish_lab.prediction.times import Times
+from starfish_lab.prediction.times import Shape, Times
 
 MASK_ONLY = "mask only: zeros are multiplied like any other weight, so no speed-up is to be expected"
 MERGED_ONLY = "merged tokens may save time, zero weights do not"
@@ -52,7 +53,9 @@ def by_times(fast: list[Piece], rows: pd.DataFrame, times: Times, batch: int, in
     moving = times.total({shape: count for shape, count in counts.items() if shape[0] not in (*MATRIX_KINDS, "attention")}).ms / whole
     if moving > MOVING:
         yield f"memory-bound: {moving:.0%} of the time that is left goes to norms, activations, sums and reordering, which multiply nothing"
-    slow = times.total({shape: count for shape, count in counts.items() if _below_the_roof(shape, rows)}).ms / whole
+    width = BYTES[rows["precision"].iloc[0]]
+    ridge = _ridge(rows, width)
+    slow = times.total({shape: count for shape, count in counts.items() if _intensity(shape, width) < ridge}).ms / whole
     if slow > MOVING:
         yield f"memory-bound: {slow:.0%} of it goes to matrix products too small for the bytes they move, by this device's roofline"
     starting = times.to_start(counts) / whole
@@ -72,18 +75,14 @@ def _odd(dense: list[Piece], fast: list[Piece]) -> Iterator[str]:
                 break
 
 
-def _below_the_roof(shape: tuple, rows: pd.DataFrame) -> bool:
-    """Whether a matrix product does fewer multiply-adds a byte than the device does in the time in which it moves one."""
+def _intensity(shape: Shape, width: int) -> float:
+    """Multiply-adds a byte of a matrix product; ∞ of all else, which no roof of products stands over."""
     kind, *_, m, n, k = shape
-    if kind not in MATRIX_KINDS:
-        return False
-    ridge = _ridge(rows)
-    return ridge > 0 and m * n * k / (BYTES[rows["precision"].iloc[0]] * (m * k + n * k + m * n)) < ridge
+    return m * n * k / (width * (m * k + n * k + m * n)) if kind in MATRIX_KINDS else math.inf
 
 
-def _ridge(rows: pd.DataFrame) -> float:
+def _ridge(rows: pd.DataFrame, width: int) -> float:
     """Multiply-adds a byte at which the fastest product and the fastest traffic that were timed meet; 0 where one was not."""
-    width = BYTES[rows["precision"].iloc[0]]
     products, traffic = rows[rows["kind"].isin(MATRIX_KINDS)], rows[rows["kind"].isin(("norm", "elementwise", "block"))]
     if products.empty or traffic.empty:
         return 0.0

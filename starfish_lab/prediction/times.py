@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,7 @@ class Times:
 
     def __init__(self, rows: pd.DataFrame, *, merged: bool = False):
         width = BYTES[rows["precision"].iloc[0]]
-        rows = rows[rows["kind"] != PASS]
+        rows = rows.loc[rows["kind"] != PASS, ["form", *SHAPE, "ms"]]
         merges = rows["form"].str.startswith(MERGED)
         plain, company = _by_shape(rows[~merges]), _by_shape(rows[merges]) if merged else {}
         self._known: dict[Shape, float] = plain | company
@@ -67,7 +68,10 @@ class Times:
 
 
 def _by_shape(rows: pd.DataFrame) -> dict[Shape, float]:
-    return rows.groupby(SHAPE)["ms"].median().to_dict() if len(rows) else {}
+    found: dict[Shape, list[float]] = {}
+    for *shape, ms in sorted(rows[[*SHAPE, "ms"]].itertuples(index=False, name=None)):
+        found.setdefault(tuple(shape), []).append(ms)
+    return {shape: median(taken) for shape, taken in found.items()}
 
 
 class _Family:

@@ -61,8 +61,17 @@ class Queue(Database):
             if claimed_by is not None:
                 now = time.time()
                 claim = dict(zip(("worker", "device"), claimed_by)) | dict(status="running", attempt=1, started_at=now, heartbeat_at=self.clock)
-            row = row_of(task, kind, parent=parent, owner=owner, **claim)
-            return connection.execute(sa.insert(RUNS).values(row)).inserted_primary_key[0]
+            return add(connection, task, kind, parent=parent, owner=owner, **claim)
+
+    def record(self, task: Plan, kind: str, report: Report, *, owner: str, device: str) -> int:
+        """What was found elsewhere, as a run that is done; no worker ever sees it otherwise. Returns its number."""
+        tasks.check(task, kind)
+        now = time.time()
+        with self.transaction() as connection:
+            values = dict(status="done", started_at=now, finished_at=now, summary=_dumps(report.summary()))
+            run_id = add(connection, task, kind, owner=owner, device=device, **values)
+            keep_tables(connection, run_id, report)
+        return run_id
 
     def claim(self, worker: str, device: str, *, title: str = "", run_id: int | None = None) -> Run | None:
         """Give the worker the next run that its device may do, or None. By its `title` a device is known to runs that ask for a GPU by name.
@@ -143,9 +152,7 @@ class Queue(Database):
             if not _close(connection, run_id, worker, status="done", **values):
                 return False
             connection.execute(sa.delete(TABLES).where(TABLES.c.run_id == run_id))
-            rows = [dict(run_id=run_id, name=name, rows=_dumps(rows)) for name, rows in report.tables.items()]
-            if rows:
-                connection.execute(sa.insert(TABLES), rows)
+            keep_tables(connection, run_id, report)
             return True
 
     def fail(self, run_id: int, error: str, *, worker: str | None = None) -> bool:
@@ -209,6 +216,18 @@ def row_of(task: Plan, kind: str, **values: object) -> dict[str, object]:
     """A new row of the list of runs, queued unless `values` say otherwise."""
     row = {"kind": kind, "status": "queued", "created_at": time.time(), "recipe": task.to_json(), "recipe_hash": task.fingerprint()}
     return {**row, **tasks.listed(task), **values}
+
+
+def add(connection: sa.Connection, task: Plan, kind: str, **values: object) -> int:
+    """Add a row to the list of runs and return its number."""
+    return connection.execute(sa.insert(RUNS).values(row_of(task, kind, **values))).inserted_primary_key[0]
+
+
+def keep_tables(connection: sa.Connection, run_id: int, report: Report) -> None:
+    """The report of a run that has none yet."""
+    rows = [dict(run_id=run_id, name=name, rows=_dumps(rows)) for name, rows in report.tables.items()]
+    if rows:
+        connection.execute(sa.insert(TABLES), rows)
 
 
 def end(connection: sa.Connection, condition: sa.ColumnElement[bool], **values: object) -> None:

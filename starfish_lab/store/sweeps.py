@@ -18,7 +18,7 @@ from starfish_lab.errors import StoreError
 from starfish_lab.plain_data import Plan
 from starfish_lab.report import Report
 from starfish_lab.store import tasks
-from starfish_lab.store.queue import PAUSE, Queue, end, row_of, unknown_run
+from starfish_lab.store.queue import PAUSE, Queue, add, end, keep_tables, row_of, unknown_run
 from starfish_lab.store.schema import META, NOTES, RUNS, TABLES
 
 GO, CANCEL = "go", "cancel"
@@ -40,8 +40,7 @@ class Sweeps(Queue):
             connection.execute(sa.update(META).where(META.c.name == "schema").values(value=META.c.value))
             points = {point: recipe.fingerprint() for point, recipe in task.points.items()}
             known = _known(connection, list(points.values()))
-            row = row_of(task, kind, status=GO, parent=parent, owner=owner)
-            sweep = connection.execute(sa.insert(RUNS).values(row)).inserted_primary_key[0]
+            sweep = add(connection, task, kind, status=GO, parent=parent, owner=owner)
             missing = [point for point in points if points[point] not in known]
             rows = [row_of(task.points[point], "experiment", parent=sweep, owner=owner) for point in missing]
             made = connection.scalars(sa.insert(RUNS).returning(RUNS.c.id, sort_by_parameter_order=True), rows).all() if rows else []
@@ -49,7 +48,7 @@ class Sweeps(Queue):
             for point, fingerprint in points.items():
                 run = made.get(point) or known[fingerprint]
                 report.add("sweep_runs", [{"run": run, "adopted": point not in made, **dataclasses.asdict(point)}])
-            connection.execute(sa.insert(TABLES).values(run_id=sweep, name="sweep_runs", rows=json.dumps(report.tables["sweep_runs"])))
+            keep_tables(connection, sweep, report)
         return sweep
 
     def pause(self, run_id: int) -> None:

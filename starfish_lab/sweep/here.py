@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import uuid
 from collections.abc import Callable
 
+from starfish_lab.jobs.worker import do, worker_name
 from starfish_lab.store import Store
 
 
@@ -15,9 +13,7 @@ def work_off(store: Store, sweep: int, *, tell: Callable[[str], None]) -> None:
 
     Ctrl-C cancels the sweep.
     """
-    from starfish_lab.jobs.worker import do
-
-    worker = f"{socket.gethostname()}-sweep-{os.getpid()}-{uuid.uuid4().hex[:4]}"
+    worker = worker_name("sweep")
     runs = [int(run) for run in store.sweep_runs(sweep)["run"]]
     try:
         for number, run_id in enumerate(runs, 1):
