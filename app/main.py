@@ -16,17 +16,23 @@ from app import frame, state  # noqa: E402
 
 st.set_page_config(page_title="STARFISH Lab", page_icon=f"{ROOT}/assets/icon.svg", layout="wide")
 page = st.navigation(
-    [
-        st.Page("views/explore.py", title="Explore", default=True),
-        st.Page("views/spectra.py", title="Spectra"),
-        st.Page("views/tokens.py", title="Tokens"),
-        st.Page("views/prune_and_heal.py", title="Prune & heal"),
-        st.Page("views/bake_off.py", title="Bake-off"),
-        st.Page("views/runs.py", title="Runs"),
-        st.Page("views/compare.py", title="Compare"),
-        st.Page("views/latency.py", title="Latency"),
-        st.Page("views/paper.py", title="Paper's rows", url_path="paper"),
-    ],
+    {
+        "Explore": [
+            st.Page("views/explore.py", title="Explore", default=True),
+            st.Page("views/spectra.py", title="Spectra"),
+            st.Page("views/tokens.py", title="Tokens"),
+        ],
+        "Run": [
+            st.Page("views/prune_and_heal.py", title="Prune & heal"),
+            st.Page("views/bake_off.py", title="Bake-off"),
+            st.Page("views/runs.py", title="Runs"),
+        ],
+        "Review": [
+            st.Page("views/compare.py", title="Compare"),
+            st.Page("views/latency.py", title="Latency"),
+            st.Page("views/paper.py", title="Paper's rows", url_path="paper"),
+        ],
+    },
     position="top",
 )
 with frame.guard():
