@@ -295,9 +295,16 @@ def healing(**options: str) -> None:
     bar_healing.main(**options)
 
 
+def drift_picks(**options: str) -> None:
+    """Could drift alone have picked the best healer? Asked of the rows of assets/measured/healing.csv."""
+    import bar_drift_picks
+
+    bar_drift_picks.main(**options)
+
+
 _ALL = (
     starter, spectra, step, structured, tokens, pages, certificates, ledger, masks, cast, permutation, structured_healing, healing, healing_speed,
-    repeat, prediction,
+    drift_picks, repeat, prediction,
 )  # fmt: skip
 BARS: dict[str, Callable[..., None]] = {f.__name__: f for f in _ALL}
 

@@ -13,7 +13,7 @@ from test_repairs_linear import session
 from starfish_lab.errors import RecipeError
 from starfish_lab.healing import REPAIRS
 from starfish_lab.healing.heal import heal
-from starfish_lab.healing.methods import starfish, starfish_plus
+from starfish_lab.healing.methods import starfish_plus
 from starfish_lab.measure.certificate_layers import head_rows, layer_rows
 from starfish_lab.measure.certificates import certify
 from starfish_lab.models.loading import wrap
@@ -21,6 +21,7 @@ from starfish_lab.models.network import Network, prunable
 from starfish_lab.models.states import BlockStates
 from starfish_lab.pruning.prune import make_masks, pruned
 from starfish_lab.recipe import PruningChoice
+from starfish_lab.training.batches import Batch
 
 STREAMS = {"attn.proj": "norm1", "mlp.fc2": "norm2"}
 
@@ -207,17 +208,34 @@ def test_with_all_tokens_and_the_papers_settings_it_is_starfish(tiny_vit):
     assert all(torch.equal(a, b) for a, b in zip(plain.module.state_dict().values(), plus.module.state_dict().values()))
 
 
-def test_a_network_without_a_gate_trains_on_whole_images(tiny_resnet):
+def test_a_network_without_a_gate_trains_on_whole_images_and_on_fewer(tiny_resnet):
     assert not tiny_resnet.token_gate
     images, masks = images_for(tiny_resnet, 8), half(tiny_resnet)
-    found = []
-    for method in (starfish, starfish_plus):
+    found, sizes = {}, {}
+    for method, keep in (("starfish", None), ("starfish_plus", 1), ("starfish_plus", 0.5)):
         student = pruned(tiny_resnet, masks)
-        heal(tiny_resnet, student, masks, images, choose(method.__name__.rpartition(".")[2]))
-        found.append(student.module.state_dict())
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+        options = {} if keep is None else {"options": {"keep_images": keep}}
+        fed = sizes[method, keep] = set()
+        student.module.register_forward_pre_hook(lambda _, inputs, fed=fed: fed.add(len(inputs[0])))
+        heal(tiny_resnet, student, masks, images, replace(choose(method), **options))
+        found[method, keep] = student.module.state_dict()
+    plain, all_kept, half_kept = found.values()
+    assert all(torch.equal(plain[name], all_kept[name]) for name in plain)
+    assert not all(torch.equal(plain[name], half_kept[name]) for name in plain)
+    assert {size // 2 for size in sizes["starfish", None]} == sizes["starfish_plus", 0.5]
+
+
+def test_fewer_images_of_a_batch_keep_their_numbers():
+    batch = Batch(index=3, images=torch.arange(8.0).reshape(8, 1, 1, 1), labels=None, rows=torch.arange(8) + 10)
+    torch.manual_seed(0)
+    drawn = starfish_plus.fewer_images(batch, 0.4)
+    assert len(drawn.images) == 3 and drawn.index is None
+    assert torch.equal(drawn.rows, drawn.images.flatten().long() + 10)
+    assert len(starfish_plus.fewer_images(batch._replace(rows=None), 0.01).images) == 1
 
 
 def test_a_share_that_is_none_is_refused(tiny_vit):
     with pytest.raises(RecipeError, match="healing.options.keep"):
         run(tiny_vit, "starfish_plus", choice=replace(choose("starfish_plus"), options={"keep": 0}))
+    with pytest.raises(RecipeError, match="healing.options.keep_images"):
+        run(tiny_vit, "starfish_plus", choice=replace(choose("starfish_plus"), options={"keep_images": 1.5}))

@@ -11,7 +11,8 @@ Blocks are aligned end to end and all at once, as in STARFISH (`starfish`). What
     class_weight 0.3       the head reads the class token alone, and among 197 tokens its part of the loss is lost
     a higher rate          2e-3
 
-Networks without a place where tokens may be left out (`Network.token_gate`) train on whole images. The dense network runs on
+Networks without a place where tokens may be left out (`Network.token_gate`) train on whole images, and on `keep_images` of each
+batch: the dense network's answers to flipped images are computed anew, and the repair has its price too. The dense network runs on
 the very tokens that the pruned one sees, so that states pair one to one; its answers cannot be kept then.
 """
 
@@ -31,17 +32,21 @@ NEEDS_LABELS = False
 DEFAULTS = {"repair": "aligned", "learning_rate": 2e-3, "trains": "affine", "order": "shuffled", "augmentation": "flip"}
 
 
-def objective(session: Session, *, keep: float = 0.5, class_weight: float = 0.3) -> Callable[[Batch], Loss]:
+def objective(session: Session, *, keep: float = 0.5, keep_images: float = 0.4, class_weight: float = 0.3) -> Callable[[Batch], Loss]:
     """The loss of a batch, with a part for each block.
 
     keep : share of the patch tokens that enter; 1 for all
+    keep_images : share of the images of a batch that take part where tokens cannot be left out; 1 for all
     class_weight : as STARFISH's option; without effect in networks that have no class token
     """
     checks.number("healing.options.keep", keep, 0.05, 1)
+    checks.number("healing.options.keep_images", keep_images, 0.05, 1)
     weight = class_weight if starfish.has_class_token(session.student) else 0.0
     aligned = starfish.objective(session, class_weight=weight)
     gates = [network.module.get_submodule(network.token_gate) for network in (session.dense, session.student) if network.token_gate]
-    if len(gates) < 2 or keep == 1:
+    if len(gates) < 2:
+        return aligned if keep_images == 1 else lambda batch: aligned(fewer_images(batch, keep_images))
+    if keep == 1:
         return aligned
 
     def loss(batch: Batch) -> Loss:
@@ -49,6 +54,13 @@ def objective(session: Session, *, keep: float = 0.5, class_weight: float = 0.3)
             return aligned(batch._replace(index=None, rows=None))
 
     return loss
+
+
+def fewer_images(batch: Batch, share: float) -> Batch:
+    """A random share of a batch, at least one image of it."""
+    drawn = torch.randperm(len(batch.images))[: max(1, round(share * len(batch.images)))].sort().values
+    rows = None if batch.rows is None else batch.rows[drawn]
+    return batch._replace(images=batch.images[drawn.to(batch.images.device)], rows=rows, index=None)
 
 
 @contextmanager
