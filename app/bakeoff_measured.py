@@ -21,8 +21,7 @@ def there() -> bool:
 
 def section(axis: str) -> None:
     """The delivered figures of a tab; nothing where none were delivered."""
-    rows = _rows()
-    parts = {name: found for name, of_network in rows.groupby("network", sort=False) if (found := _parts(of_network, axis))} if len(rows) else {}
+    parts = _pictures(str(TABLE), TABLE.stat().st_mtime_ns, axis) if there() else {}
     if not parts:
         return
     st.subheader("What we measured", anchor=False)
@@ -36,8 +35,16 @@ def section(axis: str) -> None:
     knees = bakeoff_rows.knees(bakeoff_rows.summary(found)) if axis == "images" else None
     bakeoff_view.figure(found, axis, key=f"measured_{axis}", model=network, knees=knees)
     st.caption(_how(network, found))
-    with st.expander("The rows in a table"):
-        bakeoff_view.table(found, pd.DataFrame(), key=f"measured_{axis}_table")
+    details = st.expander("The rows in a table", on_change="rerun", key=f"measured_{axis}_rows")
+    if details.open:
+        with details:
+            bakeoff_view.table(found, pd.DataFrame(), key=f"measured_{axis}_table")
+
+
+@st.cache_data(max_entries=6, show_spinner=False)
+def _pictures(path: str, changed: int, axis: str) -> dict[str, dict[str, pd.DataFrame]]:
+    """{network: its `_parts`} of the networks that have any."""
+    return {name: found for name, rows in _read(path, changed).groupby("network", sort=False) if (found := _parts(rows, axis))}
 
 
 def _parts(rows: pd.DataFrame, axis: str) -> dict[str, pd.DataFrame]:

@@ -44,11 +44,12 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     if rows.empty:
         return pd.DataFrame(columns=SUMMARY)
     known = rows.reindex(columns=[*dict.fromkeys([*rows.columns, *SUMMARY])])
+    known = known.assign(**{name: pd.to_numeric(known[name]) for name in FIGURES})
     found = []
     for cell, of_cell in known.groupby(CELL, sort=False, dropna=False):
         healed = of_cell[of_cell["healing_seconds"].notna()]
         notes = [note for note in dict.fromkeys(of_cell["note"].dropna()) if note]
-        figures = {name: pd.to_numeric(healed[name]).mean() for name in FIGURES}
+        figures = healed[list(FIGURES)].mean().to_dict()
         found.append({
             **dict(zip(CELL, cell)), "label": label(cell[-1]), "labels": bool(of_cell["labels"].fillna(False).any()), "seeds": len(healed),
             "evaluated": of_cell["evaluated"].max(), "note": " ".join(notes), **figures,

@@ -50,7 +50,19 @@ def usual(method: str, repair: str) -> HealingChoice:
 
 
 def current() -> Recipe:
-    """The experiment to launch: what the pages say, over the recipe that was opened or cloned. Raises RecipeError."""
+    """The experiment to launch: what the pages say, over the recipe that was opened or cloned. Raises RecipeError.
+
+    A page asks for it many times a run, so the last answer is kept for as long as nothing that it came from changes.
+    """
+    given = (state.choice(), dict(st.session_state["values"]), st.session_state.get("opened"))
+    known = st.session_state.get("current")
+    if known is None or known[0] != given:
+        known = given, _current()
+        st.session_state["current"] = known
+    return known[1]
+
+
+def _current() -> Recipe:
     chosen = state.recipe()
     known = _usual_now()
     own = {field: state.get(name, getattr(known, field), **_checks(values)) for name, (field, values) in HEALING.items()}

@@ -15,7 +15,6 @@ from starfish_lab.whatif import Profile
 FIRST = ("dense", "file", "magnitude", "ser", "hybrid")  # starts that are named first; the others follow
 STARTS_NAMES = {"dense": "The dense network", "file": "A pruned network's file", "sub_edge": "Without what lies under the edge"}
 SIGNAL_NAMES = {"auto": "By regime", "sigma_plus": "MP edge σ₊", "hill_alpha": "Hill's α"}
-BETAS = ("auto", "0", "0.5", "1", "1.25", "1.5", "2", "3")
 MERGE_HELP = (
     "Tokens that become one with their most similar neighbour, between attention and MLP of every block (ToMe). "
     "They really go: later blocks have less to do. 0: none."
@@ -36,7 +35,6 @@ SOLVER_HELP = {
     "damping": "Share of the mean diagonal that is added to the inputs' second moments before they are inverted.",
 }
 PRIOR_NAMES = {"mean_cost": "Mean cost", "mean_energy": "Mean energy"}
-BETA_HELP = "How strongly the edges move the budget. 0 is the global budget; auto is what the authors use at this sparsity."
 
 
 def popover(profile: Profile) -> None:
@@ -53,7 +51,7 @@ def popover(profile: Profile) -> None:
         _order(chosen)
         _solver(chosen)
         if chosen.budget == "mp_edge":
-            _edges(chosen)
+            _edge_signal()
 
 
 def settings(chosen: state.Choice) -> list[str]:
@@ -74,7 +72,6 @@ def settings(chosen: state.Choice) -> list[str]:
         "" if chosen.permutation == "none" else f"{results.name(chosen.permutation)} order",
         *(words[name] for name in (*order, *solver) if getattr(chosen, name) != getattr(usual, name)),
         "" if chosen.signal == "auto" else SIGNAL_NAMES[chosen.signal],
-        "" if chosen.beta == "auto" else f"β = {chosen.beta}",
     ]
     return [word for word in said if word]
 
@@ -159,9 +156,6 @@ def _with(known: tuple[str, ...], chosen: str) -> list[str]:
     return [*known, *([] if chosen in known else [chosen])]
 
 
-def _edges(chosen: state.Choice) -> None:
-    """What the budget by MP edges takes as its signal, and how strongly."""
-    left, right = st.columns(2)
-    left.selectbox("Edge signal", ["auto", *SIGNALS], format_func=SIGNAL_NAMES.get, **state.tie("signal"))
-    known = [*BETAS, *([] if chosen.beta in BETAS else [chosen.beta])]
-    right.selectbox("Edge strength β", known, help=BETA_HELP, **state.tie("beta"))
+def _edge_signal() -> None:
+    """What the budget by MP edges takes as its signal."""
+    st.selectbox("Edge signal", ["auto", *SIGNALS], format_func=SIGNAL_NAMES.get, **state.tie("signal"))

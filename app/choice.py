@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from app import results
 from app.merging import ORDER_OPTIONS, SOLVER_OPTIONS
+from starfish_lab.checks import is_number
 from starfish_lab.errors import RecipeError
 from starfish_lab.healing import METHODS, REPAIRS
 from starfish_lab.jobs.accelerators import DEVICE
@@ -45,6 +48,8 @@ class Choice:
     permutation: str = "none"
     signal: str = "auto"  # of the budget by MP edge; auto: the regime's
     beta: str = "auto"
+    layers: tuple[str, ...] = ()  # set by hand: name or glob~sparsity
+    edges: tuple[str, ...] = ()  # of the budget by MP edge, moved by hand: name or glob~σ₊
     alpha: float = 0.0  # from here to `damping`: of the solver, as far as it has such an option
     prior: str = "mean_cost"
     free_restoration: bool = True
@@ -86,7 +91,13 @@ RANGES = {
     "start_sparsity": (0.05, 0.95), "merge": (0, 1024), "sparsity": (0.01, 0.99), "keep": (1, 63), "group": (2, 64), "steps": (0, 1_000_000),
     "alpha": (0.0, 1000.0), "damping": (1e-6, 100.0),
 }  # fmt: skip
-FORMS = {"model": r"[A-Za-z0-9_.\-]{1,100}", "device": DEVICE, "beta": r"auto|\d{1,2}(\.\d{1,6})?"}
+_BY_HAND = r"[\w.*?\[\]!\-]{1,200}~"  # a layer's name or glob; what stands in a link as it is
+_LAYER, _EDGE = _BY_HAND + r"0(\.\d{1,17})?", _BY_HAND + r"\d{1,6}(\.\d{1,17})?"
+FORMS = {
+    "model": r"[A-Za-z0-9_.\-]{1,100}", "device": DEVICE, "beta": r"auto|\d{1,2}(\.\d{1,6})?",
+    "layers": f"{_LAYER}(,{_LAYER})*", "edges": f"{_EDGE}(,{_EDGE})*",
+}  # fmt: skip
+SAID = {"layers": "layers and their sparsities such as blocks.0.mlp.fc1~0.5", "edges": "layers and their edges such as blocks.0.mlp.fc1~0.7"}
 DEFAULTS = Choice()
 
 IMPORTANCES = ("activation", "absolute", "energy")  # as `pruning.permutation.IMPORTANCES`, which needs torch
@@ -102,6 +113,7 @@ def recipe(c: Choice) -> Recipe:
         raise RecipeError("A start from a file needs its path: give it on Explore under More, or start from the dense network.")
     options: dict[str, object] = {} if c.signal == "auto" else {"signal": c.signal}
     options |= {} if c.beta == "auto" else {"beta": float(c.beta)}
+    options |= {"edges": by_name(c.edges)} if c.edges else {}
     return Recipe(
         model=ModelChoice(name=c.model, weights=c.weights, path=c.path or None),
         images=ImagesChoice(
@@ -113,12 +125,26 @@ def recipe(c: Choice) -> Recipe:
         tokens=TokensChoice(r=(c.merge,) if c.merge else ()),
         pruning=PruningChoice(
             score=c.score, budget=c.budget, pattern=c.pattern, sparsity=c.sparsity, keep=c.keep, group=c.group, units=c.units,
-            permutation=c.permutation, options=options, score_options=_chosen(c, solver_options(c)),
+            layers=by_name(c.layers), permutation=c.permutation, options=options, score_options=_chosen(c, solver_options(c)),
             permutation_options=_chosen(c, order_options(c)),
         ),
         healing=HealingChoice(method=c.healing, repair=c.repair, steps=c.steps or None),
         device=c.device,
     )  # fmt: skip
+
+
+def by_name(words: tuple[str, ...]) -> dict[str, float]:
+    """{layer or glob: value} of words such as 'blocks.0.mlp.fc1~0.5'.
+
+    >>> by_name(("*.fc1~0.5",)), as_words({"*.fc1": 0.5})
+    ({'*.fc1': 0.5}, ('*.fc1~0.5',))
+    """
+    return {name: float(value) for name, _, value in (word.rpartition("~") for word in words)}
+
+
+def as_words(given: dict[str, float]) -> tuple[str, ...]:
+    """The other way round."""
+    return tuple(f"{name}~{np.format_float_positional(value, trim='-')}" for name, value in given.items())
 
 
 def solver_options(c: Choice) -> tuple[str, ...]:
@@ -154,9 +180,16 @@ def values(known: Recipe) -> dict[str, object]:
         start=begun.method, start_path=begun.path or "", start_sparsity=begun.sparsity, merge=results.merged_tokens(known.tokens),
         score=p.score, budget=p.budget, pattern=p.pattern, sparsity=p.sparsity, keep=p.keep, group=p.group, units=p.units,
         permutation=p.permutation, signal=signal or "auto", beta="auto" if beta is None else f"{beta:g}",
+        layers=as_words(p.layers), edges=as_words(_edges(p.options)),
         healing=h.method, repair=h.repair, steps=h.steps or 0, device=known.device,
         **_of(SOLVER_OPTIONS, p.score_options if p.score in SOLVERS.names() else {}), **_of(ORDER_OPTIONS, p.permutation_options),
     )  # fmt: skip
+
+
+def _edges(options: dict[str, object]) -> dict[str, float]:
+    """The edges moved by hand, where the options hold what may be such."""
+    given = options.get("edges")
+    return given if isinstance(given, dict) and all(map(is_number, given.values())) else {}
 
 
 def suits(score: str) -> tuple[str, ...]:
@@ -188,9 +221,9 @@ def consistent(c: Choice, *, pattern_first: bool = False) -> Choice:
     if c.pattern != "kept" and c.pattern not in suits(c.score):
         c = replace(c, score=DEFAULTS.score) if pattern_first else replace(c, pattern=suits(c.score)[0])
     if c.pattern != "unstructured":  # the other patterns take the same share from every layer
-        c = replace(c, budget=DEFAULTS.budget)
+        c = replace(c, budget=DEFAULTS.budget, layers=())
     if c.budget != "mp_edge":
-        c = replace(c, signal=DEFAULTS.signal, beta=DEFAULTS.beta)
+        c = replace(c, signal=DEFAULTS.signal, beta=DEFAULTS.beta, edges=())
     if c.pattern != "n_m":
         c = replace(c, permutation=DEFAULTS.permutation)
     idle = {*SOLVER_OPTIONS, *ORDER_OPTIONS} - {*solver_options(c), *order_options(c)}

@@ -52,6 +52,8 @@ STYLE = """<style>
   :is(.st-key-training, .st-key-healer, .st-key-sweep) [data-testid=stColumn] {min-width: calc(50% - 1rem)}
 }
 [data-testid=stMainBlockContainer] {padding: 4.4rem clamp(1rem, 2.5vw, 3rem) 3rem}
+body [data-testid=stCaptionContainer] {color: inherit; opacity: .8}
+body :is([kind^=primary]:not(:disabled), [data-tag]) {color: light-dark(#ffffff, #10161d)}
 </style>"""
 GLYPHS = {"dense": "●", "pruned": "✕", "healed": "◆"}
 

@@ -9,6 +9,7 @@ from app import frame, latency_intensity, latency_rows, published, state
 from app.charts import latency as sweeps
 from app.charts import latency_accuracy, latency_layers, latency_roofline
 from app.latency_rows import spoken, word
+from starfish_lab.latency.comparable import covered
 
 LOOKS = {
     "figures": "All figures", "layers": "Where the time goes", "roofline": "Roofline", "accuracy": "Accuracy", "macs": "MACs",
@@ -45,7 +46,9 @@ COLUMNS = {
     "largest_difference": _number("Difference", format="%.1e", help="Largest difference of logits to the masked network, over the largest logit."),
     "tolerance": _number("Allowed", format="%.1e", help="What rounding alone may do in this precision."),
     "top1_agreement": _number("Same answers", format="percent", help="Share of images on which it answers as the masked network does."),
-    "iterations": _number("Iterations"), "threads": _number("Threads"), "fingerprint": _text("Fingerprint"), "note": _text("Note", width="large"),
+    "iterations": _number("Iterations"),
+    "covers": _text("Interval covers", help="Processes differ by more than the rounds of one show; only fresh starts tell by how much."),
+    "threads": _number("Threads"), "fingerprint": _text("Fingerprint"), "note": _text("Note", width="large"),
 }  # fmt: skip
 
 
@@ -81,6 +84,7 @@ def figures(rows: pd.DataFrame) -> None:
         faster=[interval(row, "speedup", ".2f") if other else "" for row, other in zip(rows.itertuples(), pruned)],
         faster_best=[interval(row, "speedup_best", ".2f") if other else "" for row, other in zip(rows.itertuples(), pruned)],
         best=[spoken(label) if other else "" for label, other in zip(rows["best_dense"], pruned)], memory_mb=rows["memory_bytes"] / 1e6,
+        covers=[covered(row) for row in rows.to_dict("records")],
     )  # fmt: skip
     there = [name for name in COLUMNS if name in shown and not shown[name].isna().all() and not shown[name].eq("").all()]
     frame.table(shown[there], key="latency", column_config={name: COLUMNS[name] for name in there}, placeholder="–")

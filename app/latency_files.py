@@ -46,7 +46,7 @@ def said() -> None:
 
 def origin(runs: pd.DataFrame) -> None:
     """Which of the runs on show were measured elsewhere and brought here as a file."""
-    brought = runs.loc[runs["owner"] == importing.OWNER, "id"].astype(int).tolist()
+    brought = runs.loc[importing.brought(runs), "id"].astype(int).tolist()
     if brought:
         said = f"run {brought[0]}" if len(brought) == 1 else f"runs {', '.join(map(str, brought))}"
         st.badge(

@@ -8,6 +8,7 @@ import pandas as pd
 
 from app.charts import theme
 from app.results import name
+from starfish_lab.latency.comparable import covered
 
 LINES = 8  # executions drawn at once
 FIGURES = (
@@ -111,6 +112,21 @@ def spoken(execution: str) -> str:
     for known, said in (("semi_structured", "2:4"), ("(cutlass)", " (CUTLASS)"), ("(cusparselt)", " (cuSPARSELt)"), ("(dense)", " (dense)")):
         execution = execution.replace(known, said)
     return name(execution.replace("+", " + "))
+
+
+def intervals(rows: pd.DataFrame) -> str:
+    """What the intervals on show cover, in a sentence; '' where nothing was timed.
+
+    >>> intervals(pd.DataFrame({"run": [4, 3], "images_per_s": 9.0, "starts": [8, None]}))
+    'Measured again, a figure lands in its interval in 95 % of cases: 8 fresh starts (run 4), rounds within one process (run 3).'
+    """
+    told: dict[str, dict[int, None]] = {}
+    for row in timed(rows).to_dict("records") if len(rows) else ():
+        told.setdefault(covered(row), {})[int(row["run"])] = None
+    if not told:
+        return ""
+    parts = [f"{what} (run {', '.join(map(str, runs))})" if len(told) > 1 else what for what, runs in told.items()]
+    return f"Measured again, a figure lands in its interval in 95 % of cases: {', '.join(parts)}."
 
 
 def key(row) -> str:

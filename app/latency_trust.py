@@ -7,11 +7,12 @@ import streamlit as st
 
 from app import frame, latency_rows, state
 from app.charts import theme
-from starfish_lab.latency.comparable import comparable
+from starfish_lab.latency.comparable import caution, comparable
 
 _number = st.column_config.NumberColumn
 SENSORS = {
-    "run": _number("Run", width="small"), "batch": _number("Batch", width="small"), "when": "When", "throttled": "Throttled",
+    "run": _number("Run", width="small"), "batch": _number("Batch", width="small"),
+    "start": _number("Start", width="small", help="The fresh process it was read in."), "when": "When", "throttled": "Throttled",
     "sm_clock_mhz": _number("SM clock (MHz)"),
     "memory_clock_mhz": _number("Memory clock (MHz)"), "temperature_c": _number("Temperature (°C)"), "power_w": _number("Power (W)", format="%.4g"),
     "power_limit_w": _number("Power limit (W)", format="%.4g"), "throttle": "Held back by", "ecc": "ECC", "mig": "MIG",
@@ -23,9 +24,9 @@ FACTS = {"run": _number("Run", width="small"), "name": "Fact", "value": st.colum
 
 def warnings(rows: pd.DataFrame, sensors: pd.DataFrame) -> None:
     """What a reader should know before believing a figure: throttling, and what would not run."""
-    found: dict[tuple[int, str], list[str]] = {}
+    found: dict[tuple[int, str], dict[str, None]] = {}
     for run, when, reasons in latency_rows.throttled(sensors):
-        found.setdefault((run, reasons), []).append(when)
+        found.setdefault((run, reasons), {})[when] = None  # several starts may say the same
     for (run, reasons), when in found.items():
         st.warning(
             f"**Throttled:** in run {run} the device was held back by {reasons} ({', '.join(when)}). Its figures are of a slowed device: "
@@ -64,6 +65,8 @@ def pair(rows: pd.DataFrame, hollow: pd.DataFrame) -> None:
         st.badge("comparable", icon=":material/check_circle:", color="green")
         rates = " against ".join(theme.number(row["images_per_s"]) for row in (second, first))
         st.markdown(f"The second runs at **{ratio:.2f}×** the first: {rates} images/s.")
+        if mind := caution(first, second):
+            st.caption(theme.sentence(mind) + ".")
         return
     st.badge("not comparable", icon=":material/block:", color="orange")
     st.markdown("\n".join(f"- {theme.sentence(reason)}" for reason in reasons))
@@ -80,7 +83,7 @@ def sensors(readings: pd.DataFrame, hardware: pd.DataFrame) -> None:
     held = [None if pd.isna(reasons) else "throttled" if latency_rows.held_back(reasons) else "no" for reasons in told]
     shown = readings.assign(throttled=pd.Series(held, index=readings.index, dtype=object))
     there = [name for name in SENSORS if name in shown and not shown[name].isna().all()]
-    if not set(there) - {"run", "batch", "when"}:
+    if not set(there) - {"run", "batch", "start", "when"}:
         st.info("No sensors were read in these runs: clocks, temperature and power come from NVIDIA's NVML, so only its GPUs have them.")
     else:
         frame.table(shown[there], key="latency_sensors", column_config={name: SENSORS[name] for name in there}, placeholder="–")

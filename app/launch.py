@@ -56,7 +56,7 @@ def queue(task: Plan, *, kind: str = "experiment", parent: int | None = None, na
     if _active(launched.get(key)):
         st.session_state["said"] = f"Run {launched[key]} does exactly this already, so it was not started a second time."
     else:
-        launched[key] = state.backend().submit(task, kind, parent=parent or state.get("parent", 0) or None, owner=_owner())
+        launched[key] = state.backend().submit(task, kind, parent=parent or state.get("parent", 0) or None)
     for known in ("new", "parent"):
         state.put(known, None)
     state.put(name or SHOWN_AS.get(kind, "timing"), launched[key])
@@ -117,11 +117,12 @@ def _what(recipe: Recipe) -> None:
 
 
 def _rule(recipe: Recipe) -> str:
-    """By which score or solver, and which budget where there is one to choose."""
+    """By which score or solver, which budget where there is one to choose, and whether layers were set by hand."""
     pruning = recipe.pruning
     what = "solver" if pruning.score in SOLVERS.names() else "score"
     budget = f", {results.name(pruning.budget)} budget" if pruning.pattern == "unstructured" else ""
-    return f"{results.name(pruning.score)} {what}{budget}"
+    by_hand = " and what was set by hand" if pruning.layers or pruning.options.get("edges") else ""
+    return f"{results.name(pruning.score)} {what}{budget}{by_hand}"
 
 
 def _open_file() -> None:
@@ -149,18 +150,25 @@ def _opened() -> None:
         st.session_state["recipe_error"] = f"{error} The choice is as it was."
 
 
-def _twin(recipe: Recipe | None) -> None:
-    """Whether the same is queued or running already, from any browser, or done."""
-    if recipe is None:
-        return
+def twin(recipe: Recipe) -> tuple[int, str] | None:
+    """The newest run, of those that a list shows at once, that does or has done this very recipe, and a sentence that says so; None where none."""
     runs = state.store().runs(limit=200)
     same = runs[(runs["recipe_hash"] == recipe.fingerprint()) & runs["status"].isin(["queued", "running", "done"])]
     if same.empty:
-        return
+        return None
     run = int(same["id"].iloc[0])
-    said = {"queued": "waits in the queue with", "running": "is at work on", "done": "has done"}[same["status"].iloc[0]]
+    does = {"queued": "waits in the queue with", "running": "is at work on", "done": "has done"}[same["status"].iloc[0]]
+    return run, f"Run {run} {does} this very recipe."
+
+
+def _twin(recipe: Recipe | None) -> None:
+    """Whether the same is queued or running already, from any browser, or done."""
+    found = None if recipe is None else twin(recipe)
+    if found is None:
+        return
+    run, said = found
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.caption(f"Run {run} {said} this very recipe.", width="content")
+        st.caption(said, width="content")
         if st.button(f"Show run {run}", type="tertiary", key="twin"):
             state.put("run", run)
             st.rerun()
@@ -180,8 +188,3 @@ def _active(run_id: int | None) -> bool:
         return state.store().run(run_id).active
     except LabError:
         return False
-
-
-def _owner() -> str:
-    """The signed-in person's address, where the lab asks people to sign in."""
-    return str(st.user.get("email") or "")

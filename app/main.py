@@ -12,7 +12,7 @@ ROOT = str(Path(__file__).resolve().parent.parent)
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
-from app import frame, state  # noqa: E402
+from app import frame, signing, state  # noqa: E402
 
 st.set_page_config(page_title="STARFISH Lab", page_icon=f"{ROOT}/assets/icon.svg", layout="wide")
 page = st.navigation(
@@ -21,6 +21,7 @@ page = st.navigation(
             st.Page("views/explore.py", title="Explore", default=True),
             st.Page("views/spectra.py", title="Spectra"),
             st.Page("views/tokens.py", title="Tokens"),
+            st.Page("views/gallery.py", title="Gallery"),
         ],
         "Run": [
             st.Page("views/prune_and_heal.py", title="Prune & heal"),
@@ -29,13 +30,17 @@ page = st.navigation(
         ],
         "Review": [
             st.Page("views/compare.py", title="Compare"),
+            st.Page("views/trade_offs.py", title="Trade-offs"),
             st.Page("views/latency.py", title="Latency"),
             st.Page("views/paper.py", title="Paper's rows", url_path="paper"),
+            st.Page("views/team.py", title="Team"),
         ],
+        "Learn": [st.Page("views/learn.py", title="Learn")],
     },
     position="top",
 )
 with frame.guard():
+    signing.door()
     state.sync()
     notices = frame.begin()
     page.run()

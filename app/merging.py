@@ -10,7 +10,7 @@ from starfish_lab.pruning import SOLVERS, rules
 from starfish_lab.recipe import HealingChoice, PruningChoice, Recipe, StartChoice
 from starfish_lab.registry import Registry
 
-PAGE_OPTIONS = ("signal", "beta")  # of a budget, which pages show
+PAGE_OPTIONS = ("signal", "beta", "edges")  # of a budget, which pages show
 SOLVER_OPTIONS = ("alpha", "prior", "free_restoration", "sequential", "update", "damping")  # likewise of a solver
 ORDER_OPTIONS = ("importance", "gather")  # and of a permutation
 
@@ -73,7 +73,8 @@ def _merged_start(base: Recipe, chosen: Recipe) -> StartChoice:
 def _merged_pruning(base: PruningChoice, chosen: PruningChoice) -> PruningChoice:
     return replace(
         base, score=chosen.score, budget=chosen.budget, pattern=chosen.pattern, sparsity=chosen.sparsity,
-        keep=chosen.keep, group=chosen.group, units=chosen.units, permutation=chosen.permutation,
+        keep=chosen.keep, group=chosen.group, units=chosen.units, layers=chosen.layers,
+        permutation=chosen.permutation,
         options=_over(base.options if base.budget == chosen.budget else {}, chosen.options, PAGE_OPTIONS, {}),
         score_options=_over(
             base.score_options if base.score == chosen.score else {}, chosen.score_options,

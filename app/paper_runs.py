@@ -6,7 +6,7 @@ from functools import cache
 
 import pandas as pd
 
-from app import results
+from app.review.differs import between
 from starfish_lab import presets
 from starfish_lab.recipe import Recipe
 
@@ -23,6 +23,11 @@ def identity(recipe: Recipe) -> tuple[str, str]:
     return (key, ", ".join(differing(presets.recipe_of(key), recipe))) if key else ("", "")
 
 
+def networks() -> set[str]:
+    """Names of the networks that have published rows: runs of others need no look."""
+    return {network for _, network in _known()[1]}
+
+
 def differing(wanted: Recipe, recipe: Recipe) -> list[str]:
     """Fields of start, tokens, pruning and healing in which two recipes differ.
 
@@ -31,8 +36,7 @@ def differing(wanted: Recipe, recipe: Recipe) -> list[str]:
     >>> differing(row, replace(row, start=replace(row.start, steps=20)))
     ['start.steps']
     """
-    first, second = results.flat(wanted), results.flat(recipe)
-    return [name for name in first if name.startswith(PARTS) and str(first[name]) != str(second[name])]
+    return [field for field in between(wanted.to_dict(), recipe.to_dict()) if field.startswith(PARTS)]
 
 
 @cache

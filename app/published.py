@@ -46,9 +46,10 @@ def cards(device: str) -> tuple[str, ...]:
 
 
 def accuracies(models: Iterable[str], runs: pd.DataFrame, *, cost: str) -> pd.DataFrame:
-    """Published accuracies of the runs' networks that have a value on a cost axis: label, cost, top1 (fraction), method, source.
+    """Published accuracies of the runs' networks that have a value on a cost axis: label, cost, top1 (fraction), method, source, pattern, trained.
 
-    On MACs they stand where their stated reduction puts them, on parameters at (1 - sparsity) of the dense ones.
+    On MACs they stand where their stated reduction puts them, on parameters at (1 - sparsity) of the dense ones. The index is that of
+    `literature.accuracies`; `trained` says on what, in its source's words.
     """
     table, found = literature.accuracies(), []
     for model in models:
@@ -59,8 +60,9 @@ def accuracies(models: Iterable[str], runs: pd.DataFrame, *, cost: str) -> pd.Da
             "parameters_m": dense["parameters_m_dense"] * (1 - pd.to_numeric(rows["sparsity"], errors="coerce")),
         }
         if cost in left:
-            found.append(rows.assign(label=rows["model"], cost=left[cost], top1=pd.to_numeric(rows["top1"], errors="coerce") / 100))
-    columns = ["label", "cost", "top1", "method", "source"]
+            top1 = pd.to_numeric(rows["top1"], errors="coerce") / 100
+            found.append(rows.assign(label=rows["model"], cost=left[cost], top1=top1, trained=rows["images_or_epochs"].fillna("")))
+    columns = ["label", "cost", "top1", "method", "source", "pattern", "trained"]
     return pd.concat(found)[columns].dropna(subset=["cost", "top1"]) if found else pd.DataFrame(columns=columns)
 
 

@@ -1,10 +1,11 @@
-"""What pages say about runs: a recipe in short words, what differs between recipes, points for charts. Rows in, rows out; no Streamlit."""
+"""What pages say about runs: a recipe in short words, figures, points for charts. Rows in, rows out; no Streamlit."""
 
 from __future__ import annotations
 
 import pandas as pd
 
 from app.charts import theme
+from starfish_lab import evidence
 from starfish_lab.pruning import STARTS
 from starfish_lab.recipe import ImagesChoice, PruningChoice, Recipe, TokensChoice
 
@@ -118,32 +119,29 @@ def count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def listing(words: list[str]) -> str:
+    """Words in a row.
+
+    >>> listing(["a"]), listing(["a", "b"]), listing(["a", "b", "c"])
+    ('a', 'a and b', 'a, b and c')
+    """
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def runs(ids: list[int]) -> str:
+    """Runs by their numbers, of many the first.
+
+    >>> runs([3]), runs([3, 4])
+    ('run 3', '2 runs (3, 4)')
+    """
+    return f"run {ids[0]}" if len(ids) == 1 else f"{len(ids)} runs ({', '.join(map(str, ids[:8]))}{' …' if len(ids) > 8 else ''})"
+
+
 def _training(images: ImagesChoice) -> str:
     if images.training == 0:
         return f"the {images.calibration:,} calibration images"
     return "all remaining images" if images.training is None else f"{images.training:,} training images"
-
-
-def flat(recipe: Recipe) -> dict[str, object]:
-    """{'pruning.sparsity': 0.9, …}: every field of a recipe; lists and options as text."""
-
-    def walk(data: dict, where: str) -> dict[str, object]:
-        found = {}
-        for key, value in data.items():
-            if isinstance(value, dict) and not key.endswith(("options", "preprocessing")):
-                found |= walk(value, f"{where}{key}.")
-            else:
-                found[where + key] = value if isinstance(value, str | int | float | None) else str(value)
-        return found
-
-    return walk({k: v for k, v in recipe.to_dict().items() if k not in ("starfish_lab_recipe", "name")}, "")
-
-
-def differences(recipes: dict[int, Recipe]) -> pd.DataFrame:
-    """A row a field in which the recipes differ, a column a run; no rows where they are alike."""
-    table = pd.DataFrame({f"run {run}": flat(recipe) for run, recipe in recipes.items()}, dtype=object)
-    text = table.map(str)
-    return text[text.nunique(axis=1) > 1].rename_axis("field").reset_index()
 
 
 def figure_rows(report, *, device: str = "") -> list[dict[str, object]]:
@@ -183,28 +181,16 @@ def paired_speedup(row: dict[str, object]) -> str:
 
 
 def points(runs: pd.DataFrame, *, cost: str, latency: pd.DataFrame, seconds: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy and cost of every stage of every run that has both: run, label, model, stage, cost, top1, low, high, images.
+    """Accuracy and cost of every stage of every run that has both: run, label, model, stage, cost, images, top1, low, high.
 
     `runs` is the store's list, `latency` and `seconds` its report tables with the column run. Runs of one network on the
     same images share one dense point, except where cost was measured anew for each (latency).
     """
-    batch_one = latency[latency["batch"] == 1] if len(latency) else latency
-    timed = {(row.run, row.stage): row.latency_ms_p50 for row in batch_one.itertuples()}
-    healing = {row.run: row.seconds for row in seconds.itertuples() if row.stage == "heal"} if len(seconds) else {}
-    rows = []
-    for run in runs.to_dict("records"):
-        for stage in theme.STAGES:
-            costs = {
-                "macs_g": run[f"macs_g_effective_{stage}"],
-                "parameters_m": run[f"nonzero_parameters_m_{stage}"],
-                "latency_ms": timed.get((run["id"], stage)),
-                "healing_s": healing.get(run["id"]) if stage == "healed" else 0.0,
-            }
-            figures = {name: run[f"{name}_{stage}"] for name in ("top1", "low", "high")}
-            facts = {"run": run["id"], "label": short(run), "model": run["model"], "stage": stage, "images": run["images"]}
-            rows.append({**facts, **figures, "cost": costs[cost]})
-    found = pd.DataFrame(rows, columns=["run", "label", "model", "stage", "cost", "images", "top1", "low", "high"])
-    found = found.astype({"cost": float, "top1": float}).dropna(subset=["cost", "top1"]).astype({"images": int})
+    named = {row["id"]: (short(row), row["model"]) for row in runs.to_dict("records")}
+    found = evidence.stages(runs, latency, seconds).rename(columns={cost: "cost"})
+    found = found.assign(label=[named[run][0] for run in found["run"]], model=[named[run][1] for run in found["run"]])
+    found = found[["run", "label", "model", "stage", "cost", "images", "top1", "low", "high"]]
+    found = found.dropna(subset=["cost", "top1"]).astype({"images": int})
     repeated = found["stage"].eq("dense") & found.duplicated(["model", "stage", "cost", "top1", "images"])
     return found[~repeated].reset_index(drop=True)
 

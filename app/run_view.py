@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import io
-import shutil
-import tempfile
-import zipfile
-from pathlib import Path
-
 import pandas as pd
-import plotly.graph_objects as go
 import streamlit as st
 
-from app import bakeoff_rows, before_view, certificate_view, devices, drift_view, faster_card, frame, launch, results, state
-from app.charts import drift, healing, theme
+from app import (
+    bakeoff_rows,
+    before_view,
+    certificate_view,
+    decisions_view,
+    devices,
+    drift_view,
+    faster_card,
+    frame,
+    launch,
+    results,
+    run_files,
+    state,
+    three_way_view,
+)
+from app.charts import drift, healing
 from starfish_lab import artefacts
 from starfish_lab.healing import healers
-from starfish_lab.report import Report
+from starfish_lab.report import LARGE, Report
 from starfish_lab.store import Run
 
 STAGES = {
     "load": "Opening network and images", "prune": "Pruning", "measure pruned": "Measuring the pruned network", "heal": "Healing",
-    "measure healed": "Measuring the healed network", "certificates": "Certificates", "spectra": "Spectra", "latency": "Timing", "save": "Saving",
+    "measure healed": "Measuring the healed network", "gallery": "Keeping answers for the gallery",
+    "certificates": "Certificates", "spectra": "Spectra", "latency": "Timing", "save": "Saving",
 }  # fmt: skip
 COLOURS = {"queued": "gray", "paused": "orange", "running": "blue", "done": "green", "failed": "red", "cancelled": "orange"}
 CAPTIONS = {
@@ -164,6 +172,10 @@ def _why(run: Run) -> None:
         st.warning(f"Run {run.id} was cancelled{where}{how_far}. Nothing of it is kept but its figures.", icon=":material/stop_circle:")
     elif run.kind == "merging":
         st.info(f"Run {run.id} merged the tokens of a few pictures; they are shown under Tokens.", icon=":material/grid_view:")
+    elif run.kind == "picture":
+        st.info(f"Run {run.id} showed a picture to the networks of run {run.parent}; the answers are under Gallery.", icon=":material/image:")
+    elif run.kind == "sensitivity":
+        st.info(f"Run {run.id} pruned the layers of a network one by one; its curves are on Explore.", icon=":material/ssid_chart:")
     elif run.kind == "layer_times":
         st.info(f"Run {run.id} timed the layers of a network: 'Will it be faster?' on Explore answers from them.", icon=":material/timer:")
     elif run.kind == "latency":
@@ -189,32 +201,44 @@ def _new() -> None:
 
 def _done(run: Run) -> None:
     """Dense, pruned and healed side by side."""
-    report = state.store().report(run.id)
+    report = state.store().report(run.id, without=LARGE)
     frame.figures(results.figure_rows(report, device=run.device or ""))
     _head(run)
-    dark = frame.dark()
-    accuracy, drifted = report.frame("accuracy"), report.frame("drift")
     with st.container(key="pair"):
-        left, right = st.columns(2)
-        with left:
-            if accuracy.empty:
-                st.info("These images have no labels, so there is no accuracy. The drift of the blocks says how much changed.")
-            else:
-                fig = healing.accuracy_by_stage(accuracy, dark=dark, keep=run.id)
-                frame.chart(fig, key=f"run_{run.id}_accuracy", caption=CAPTIONS["accuracy"], data=accuracy)
-                st.markdown(_verdicts(report.frame("comparisons")))
-        with right:
-            if drift_view.there(report):
-                drift_view.which_blocks(run, report)
-            else:
-                shown = drift.over_depth(drifted, dark=dark, keep=run.id)
-                frame.chart(shown, key=f"run_{run.id}_drift", caption=CAPTIONS["drift"], data=drifted)
+        if drift_view.there(report):
+            three_way_view.draw(run, report, lambda: _accuracy(run, report))
+        else:
+            _two_ends(run, report)
         faster_card.measured(run, report)
         _downloads(run, report)
-        drift_view.section(run, report)
         before_view.section(run, report)
         certificate_view.section(run, report)
+        decisions_view.section(run)
         _details(run, report)
+
+
+def _two_ends(run: Run, report: Report) -> None:
+    """Accuracy and drift of a run that nobody looked at while it healed, or that was not healed."""
+    drifted = report.frame("drift")
+    left, right = st.columns(2)
+    with left:
+        _accuracy(run, report)
+    with right:
+        fig = drift.over_depth(drifted, dark=frame.dark(), keep=run.id)
+        frame.chart(fig, key=f"run_{run.id}_drift", caption=CAPTIONS["drift"], data=drifted)
+        if "healed" in set(drifted.get("stage", ())):
+            st.caption("Nobody looked at this network while it healed, so there is no view step by step: measure.snapshots says how often to look.")
+
+
+def _accuracy(run: Run, report: Report) -> None:
+    """Accuracy of every stage, and what the paired tests say of it."""
+    accuracy = report.frame("accuracy")
+    if accuracy.empty:
+        st.info("These images have no labels, so there is no accuracy. The drift of the blocks says how much changed.")
+        return
+    fig = healing.accuracy_by_stage(accuracy, dark=frame.dark(), keep=run.id)
+    frame.chart(fig, key=f"run_{run.id}_accuracy", caption=CAPTIONS["accuracy"], data=accuracy)
+    st.markdown(_verdicts(report.frame("comparisons")))
 
 
 def _verdicts(comparisons: pd.DataFrame) -> str:
@@ -238,16 +262,17 @@ def _details(run: Run, report: Report) -> None:
 
 def _downloads(run: Run, report: Report) -> None:
     """Everything the run left, and where to go from here."""
+    store = state.store()
     with frame.actions():
         with st.popover("Download", icon=":material/download:"):
-            name = f"run-{run.id}"
-            st.download_button("Tables (CSV)", lambda: _tables(report), f"{name}-tables.zip", "application/zip", on_click="ignore", type="tertiary")
-            st.download_button("Charts (HTML)", lambda: _charts(run, report), f"{name}-charts.html", "text/html", on_click="ignore", type="tertiary")
-            st.download_button("Recipe (JSON)", run.recipe.to_json(), f"{name}-recipe.json", "application/json", on_click="ignore", type="tertiary")
+            name, quiet = f"run-{run.id}", {"on_click": "ignore", "type": "tertiary"}
+            st.download_button("Tables (CSV)", lambda: run_files.tables(store.report(run.id)), f"{name}-tables.zip", "application/zip", **quiet)
+            st.download_button("Charts (HTML)", lambda: run_files.charts(run, report), f"{name}-charts.html", "text/html", **quiet)
+            st.download_button("Recipe (JSON)", run.recipe.to_json(), f"{name}-recipe.json", "application/json", **quiet)
             if run.artefact and artefacts.reachable(run.artefact):
                 st.download_button(
-                    "Network (safetensors)", lambda: _network(run.artefact), f"{name}-network.zip", "application/zip", on_click="ignore",
-                    type="tertiary", help="starfish_lab.export.load_pruned opens it with one call; no pickle inside.",
+                    "Network (safetensors)", lambda: run_files.network(run.artefact), f"{name}-network.zip", "application/zip", **quiet,
+                    help="starfish_lab.export.load_pruned opens it with one call; no pickle inside.",
                 )  # fmt: skip
             else:
                 st.caption("The network of this run is not on this machine.")
@@ -256,40 +281,11 @@ def _downloads(run: Run, report: Report) -> None:
         ):
             launch.clone(run)
         _new()
+        hint = "Images whose answer changed, class by class, and a picture of your own."
+        if st.button("Gallery", type="tertiary", icon=":material/photo_library:", key="gallery", help=hint):
+            state.put("run", run.id)
+            st.switch_page("views/gallery.py")
         if st.button("Compare", type="primary", icon=":material/compare_arrows:", key="compare"):
             chosen = state.ids("runs")
             state.put("runs", chosen if run.id in chosen else (*chosen, run.id))
             st.switch_page("views/compare.py")
-
-
-def _tables(report: Report) -> bytes:
-    """Every table of a report as CSV, in a zip."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in report.tables:
-            archive.writestr(f"{name}.csv", frame.plain(report.frame(name)).to_csv(index=False))
-    return packed.getvalue()
-
-
-def _charts(run: Run, report: Report) -> str:
-    """All charts of a run as one page that needs no network; on white, whatever the app's theme."""
-    figures: list[go.Figure] = []
-    if len(report.frame("accuracy")):
-        figures.append(healing.accuracy_by_stage(report.frame("accuracy")))
-    figures.append(drift.over_depth(report.frame("drift")))
-    if len(report.frame("losses")):
-        figures.append(healing.loss_curve(report.frame("losses")))
-    if len(report.frame("block_losses")):
-        figures.append(healing.block_losses(report.frame("block_losses")))
-    figures += drift_view.figures(report)
-    figures += before_view.figures(report)
-    figures += certificate_view.figures(report)
-    parts = [fig.to_html(full_html=False, include_plotlyjs=i == 0, config=theme.CONFIG) for i, fig in enumerate(figures)]
-    title = f"STARFISH Lab, run {run.id}"
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><body>{"".join(parts)}</body></html>'
-
-
-def _network(artefact: str) -> bytes:
-    """The healed network's folder as a zip, from wherever it is kept."""
-    with tempfile.TemporaryDirectory() as place:
-        return Path(shutil.make_archive(f"{place}/network", "zip", artefacts.fetch(artefact))).read_bytes()

@@ -1,14 +1,15 @@
-"""The sidebar: what every page is about. Model, weights' origin, images, device, worker. Nothing else."""
+"""The sidebar: what every page is about, and who looks. Model, weights' origin, images, device, worker, person. Nothing else."""
 
 from __future__ import annotations
 
 import pandas as pd
 import streamlit as st
 
-from app import devices, state
+from app import devices, signing, state
 from starfish_lab.jobs import accelerators
 from starfish_lab.models import PAPER_MODELS
 from starfish_lab.pruning import STARTS
+from starfish_lab.store.service import MAY
 
 WEIGHTS_HELP = "Pretrained: timm downloads them once. File: .safetensors, or .pt/.pth that holds tensors only. Random: untrained, to try things out."
 DEVICE_HELP = "Where runs go: any free worker, a device of one of them, or a GPU by name on any node that has one. Type in a name such as H100."
@@ -26,7 +27,23 @@ def draw() -> str:
     with st.sidebar:
         _model()
         _images()
-        return _device()
+        problem = _device()
+        _person()
+        return problem
+
+
+def _person() -> None:
+    """Who is signed in, with which role, and the way out; nothing where nobody signs in."""
+    if not signing.on():
+        return
+    person = state.person()
+    with st.container(horizontal=True, vertical_alignment="center", key="person"):
+        st.text(person.who, width="stretch")
+        st.badge(person.role, icon=":material/person:", color="gray", help=f"A person of this role {MAY[person.role]}.")
+        if st.button("Sign out", type="tertiary", icon=":material/logout:"):
+            st.logout()
+    if not person.may("runner"):
+        st.caption("You may look at everything. Launching and changing are refused: ask an admin for the role runner.")
 
 
 def _model() -> None:

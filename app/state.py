@@ -9,17 +9,24 @@ runs write it, because a run asked for before the browser heard of the last chan
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Collection
 from dataclasses import fields, replace
 
 import streamlit as st
 
 from app import choice as choices
+from app import signing
 from app.choice import ALLOWED, DEFAULTS, FORMS, RANGES, SHORT, Choice
 from starfish_lab import jobs, settings
+from starfish_lab.errors import Forbidden
 from starfish_lab.jobs.protocol import Backend
 from starfish_lab.recipe import Recipe
 from starfish_lab.store import Store
+from starfish_lab.store.people import Person
+from starfish_lab.store.service import Service
+
+KNOWN_SECONDS = 3.0  # how long a page may show a role that an admin has just taken away; an act is refused at once
 
 
 def sync() -> None:
@@ -36,6 +43,8 @@ def choice() -> Choice:
 
 def change(**values: object) -> None:
     """Replace fields of the choice, keep what depends on them consistent, and write the address bar."""
+    if values.get("model", choice().model) != choice().model:
+        values = {"layers": (), "edges": (), **values}  # they name layers of the other network
     st.session_state["choice"] = choices.consistent(replace(choice(), **values), pattern_first="pattern" in values and "score" not in values)
     _write()
 
@@ -103,9 +112,32 @@ def adopt(known: Recipe) -> None:
     change(**choices.values(known))
 
 
-def store() -> Store:
-    """The lab's store, shared by all sessions."""
-    return _store(settings.database_url())
+def store() -> Service:
+    """The lab's store, acting for the person of this session: reads pass through, acts are checked and put on record.
+
+    Raises Forbidden where nobody is signed in, or the person has the role 'none'.
+    """
+    found = _acting()
+    if found.signs_in and not person().may("viewer"):
+        raise Forbidden(f"You are signed in as {person().who}, who may not use this lab. Ask an admin of it for a role.")
+    return found
+
+
+def person() -> Person:
+    """Who uses this session, for what a page shows. Read once in KNOWN_SECONDS; every act reads the role anew."""
+    found, now = _acting(), time.monotonic()
+    if not found.signs_in:
+        return found.person()
+    at, url, known = st.session_state.get("person", (-KNOWN_SECONDS, "", None))
+    if now - at >= KNOWN_SECONDS or url != found.url or known.who != found.who:
+        known = found.person()
+        st.session_state["person"] = (now, found.url, known)
+    return known
+
+
+def _acting() -> Service:
+    """A new one on every call: the people who share the open store never share this."""
+    return _store(settings.database_url()).acting_as(signing.who())
 
 
 @st.cache_resource(show_spinner=False)
@@ -114,7 +146,7 @@ def _store(url: str) -> Store:
 
 
 def backend() -> Backend:
-    """What runs recipes: submit, cancel, and which workers are alive."""
+    """What runs recipes: submit, cancel, and which workers are alive. Checked as `store` is."""
     return jobs.backend(store())
 
 
@@ -160,7 +192,7 @@ def _checked(field: str, name: str, text: str) -> dict[str, object]:
         if value is not None and not low <= value <= high:
             value = None
     if field in FORMS and not re.fullmatch(FORMS[field], text):
-        expected, value = f"a {field}'s name", None
+        expected, value = choices.SAID.get(field, f"a {field}'s name"), None
     if value is None or value == ():
         _complain(name, text, expected, default)
         return {}

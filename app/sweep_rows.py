@@ -14,7 +14,7 @@ from starfish_lab.recipe import Recipe
 FIGURES = ("top1", "low", "high")
 SUMMARY = ["panel", "healer", "label", "labels", "steps", "sparsity", "seeds", "images", *FIGURES, "share"]
 STATUSES = ("running", "queued", "paused", "failed", "cancelled", "deleted")  # as they are told, after done
-MOST_COMPARED = 20  # runs that the page Compare takes at once
+MOST_COMPARED = 50  # runs that the page Compare takes at once
 
 
 def figured(rows: pd.DataFrame, accuracy: pd.DataFrame, totals: pd.DataFrame) -> pd.DataFrame:

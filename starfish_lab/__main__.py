@@ -15,8 +15,11 @@ from starfish_lab import artefacts, settings
 from starfish_lab.arguments import recipe_of
 from starfish_lab.bakeoff import flags as baking
 from starfish_lab.errors import Cancelled, LabError
+from starfish_lab.evidence import flags as packing
+from starfish_lab.exporting import flags as tracking
 from starfish_lab.latency import flags as timing
 from starfish_lab.plain_data import Plan
+from starfish_lab.sensitivity import flags as sensing
 from starfish_lab.sweep import flags as sweeping
 from starfish_lab.terminal import TerminalBars
 
@@ -62,6 +65,14 @@ def layer_times(arguments: argparse.Namespace) -> pd.DataFrame:
     """Time every layer of a network on this machine, dense, cut and merged: the table that 'will it be faster?' is answered from."""
     left_out = [] if arguments.json else ["rounds", "model", "device", "device_name", "fingerprint", "threads", "measured_on"]
     return _launched(arguments, recipe_of(arguments), "layer_times", lambda report: report.frame("layer_times").drop(columns=left_out))
+
+
+def sensitivity(arguments: argparse.Namespace) -> pd.DataFrame | str:
+    """Prune each layer alone at a few levels and see what that does to the network's end; what the store has is not measured again."""
+    plan = sensing.plan(arguments)
+    if (known := sensing.known(arguments, plan)) is not None:
+        return sensing.shown(arguments, known)
+    return _planned(arguments, plan, "sensitivity", sensing.measure, lambda report, _: sensing.shown(arguments, report))
 
 
 def bakeoff(arguments: argparse.Namespace) -> pd.DataFrame | str:
@@ -121,6 +132,19 @@ def export(arguments: argparse.Namespace) -> pd.DataFrame:
     elif network:
         print(f"The network of run {run.id} lies in {network}, which is not on this machine; it was left out.", file=sys.stderr)
     return pd.DataFrame({"written": [str(folder / name) for name in written]})
+
+
+def export_runs(arguments: argparse.Namespace) -> pd.DataFrame:
+    """Send runs to MLflow or Weights & Biases; a run sent before is brought up to date."""
+    from starfish_lab.exporting import export_runs
+    from starfish_lab.store import Store
+
+    return export_runs(Store(), arguments.runs, to=arguments.to, uri=arguments.uri, project=arguments.project)
+
+
+def evidence(arguments: argparse.Namespace) -> pd.DataFrame:
+    """Write finished runs as a frozen pack: charts (HTML) that work offline, tables (CSV), recipes, notes, decisions and hashes, in a .zip."""
+    return packing.main(arguments)
 
 
 def evaluate(arguments: argparse.Namespace) -> pd.DataFrame:
@@ -235,10 +259,13 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--limit", type=int, default=50)
     listing.add_argument("--cancel", type=int, metavar="RUN", help="ask a run to stop")
     timing.add(command(latency, takes_recipe=True))
+    sensing.add(command(sensitivity, takes_recipe=True))
     command(layer_times, takes_recipe=True).add_argument("--queue", action="store_true", help="leave it to a worker")
     exporting = command(export)
     exporting.add_argument("run", type=int)
     exporting.add_argument("--to", default="export", help="folder to write to")
+    tracking.add(command(export_runs))
+    packing.add(command(evidence))
     evaluating = command(evaluate, takes_recipe=True)
     evaluating.add_argument("--network", required=True, help="folder or zip written by export, or the address of a healed network")
     command(recipe, takes_recipe=True)

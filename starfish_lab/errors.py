@@ -21,6 +21,10 @@ class StoreError(LabError):
     """The store refused: locked, full, unreachable, or the row does not exist."""
 
 
+class Forbidden(StoreError):
+    """A person may not do this: of the wrong role, with another's run, or beyond the quota; the text says what to do."""
+
+
 class Refused(LabError):
     """A way to run a network that this network, this device or this precision does not allow; the text says why."""
 

@@ -9,6 +9,11 @@ from pathlib import Path
 from starfish_lab import data, export
 from starfish_lab.errors import LabError
 from starfish_lab.execution import proof, slicing
+from starfish_lab.gallery.answers import answer_rows, class_rows, common
+from starfish_lab.gallery.damage import damage_rows
+from starfish_lab.gallery.groups import images as images_of
+from starfish_lab.gallery.pictures import thumbnail_rows
+from starfish_lab.healing.followed_spectra import followed
 from starfish_lab.healing.heal import heal
 from starfish_lab.healing.watching import Watch, images_seen, look_at
 from starfish_lab.measure import accuracy, certificate_layers, certificates, hardware, latency
@@ -59,7 +64,7 @@ def run(recipe: Recipe, *, reporter: Reporter | None = None, folder: Path | None
 
     if (recipe.healing.repair, recipe.healing.method) != ("none", "none"):
         with staged(report, reporter, "heal") as apart:
-            stages["healed"] = _heal(report, reporter, prepared, recipe, splits, folder, device, apart)
+            stages["healed"] = _heal(report, reporter, prepared, recipe, splits, answers, folder, device, apart)
         with staged(report, reporter, "measure healed"):
             answers["healed"] = _measure(report, reporter, "healed", dense, stages["healed"], splits, drift_images, device)
 
@@ -67,6 +72,8 @@ def run(recipe: Recipe, *, reporter: Reporter | None = None, folder: Path | None
     for skipped in splits.evaluation.skipped:
         note(report, reporter, [f"Image {skipped} cannot be read and was left out."])
     _compare(report, answers)
+    with staged(report, reporter, "gallery"):
+        _gallery(report, answers, splits.evaluation, dense)
     small = _sliced(report, reporter, final, result, recipe, drift_images)
     for name, network in stages.items():
         report.add("totals", [totals_row(name, network, result, small if name != "dense" else None)])
@@ -97,7 +104,7 @@ def run(recipe: Recipe, *, reporter: Reporter | None = None, folder: Path | None
 
 def _heal(
     report: Report, reporter: Reporter, prepared: Prepared, recipe: Recipe, splits: data.Splits,
-    folder: Path | None, device: str, apart: dict[str, float],
+    answers: dict[str, accuracy.Predictions | None], folder: Path | None, device: str, apart: dict[str, float],
 ) -> Network:  # fmt: skip
     """A healed copy of the pruned network, looked at while it heals as often as the recipe asks; the looks are timed apart."""
     choice, healed, watch = recipe.healing, prepared.network.copy(), None
@@ -106,6 +113,7 @@ def _heal(
     if recipe.measure.snapshots:
         watch = Watch(
             prepared.reference, healed, splits.drift.tensor(), splits.evaluation,
+            layers=followed(healed, list(prepared.result.masks)), answers=_known(answers),
             device=device, reporter=reporter, file=folder / SNAPSHOTS if folder else None,
         )  # fmt: skip
     healing = heal(
@@ -117,9 +125,10 @@ def _heal(
     report.add("block_losses", [{"step": step, "depth": d, "loss": v} for step, values in healing.block_losses for d, v in enumerate(values)])
     if watch is not None:
         looks = watch.finish(healing)
-        report.add("healing_drift", looks["healing_drift"])
         for row in looks["healing_accuracy"]:
-            report.add("healing_accuracy", [row | {"images_seen": images_seen(row["step"], len(images), choice.batch_size)}])
+            row["images_seen"] = images_seen(row["step"], len(images), choice.batch_size)
+        for table, rows in looks.items():
+            report.add(table, rows)
         apart["snapshots"] = watch.seconds
     return healed
 
@@ -136,8 +145,24 @@ def _measure(report: Report, reporter: Reporter, stage: str, dense: Network, net
     return answers
 
 
+def _known(answers: dict[str, accuracy.Predictions | None]) -> dict[str, accuracy.Predictions]:
+    """The answers there are: none where the images have no labels."""
+    return {name: found for name, found in answers.items() if found is not None}
+
+
+def _gallery(report: Report, answers: dict[str, accuracy.Predictions | None], evaluation: data.ImageSet, dense: Network) -> None:
+    """What each network answered to every evaluation image, what that did to each class, and some of the images."""
+    if not (known := _known(answers)):
+        return
+    known = common(known)
+    report.add("answers", answer_rows(known))
+    report.add("classes", class_rows(dense, known))
+    report.add("class_damage", damage_rows(known))
+    report.add("thumbnails", thumbnail_rows(images_of(report.frame("answers")), evaluation, dense))
+
+
 def _compare(report: Report, answers: dict[str, accuracy.Predictions | None]) -> None:
-    known = [name for name, found in answers.items() if found is not None]
+    known = list(_known(answers))
     for i, first in enumerate(known):
         for second in known[i + 1 :]:
             report.add("comparisons", [accuracy.compare(answers[first], answers[second])], first=first, second=second)

@@ -45,13 +45,31 @@ class Plan:
         return cls.from_dict(data)
 
     def fingerprint(self) -> str:
-        """12 hex digits that change with anything that can change a result; the name does not count."""
-        content = self.to_dict() | {name: plan.fingerprint() for name, plan in self._plans().items()}
+        """12 hex digits that change with anything that can change a result; the name does not count.
+
+        Fields at their defaults do not count either, so that one added later leaves the runs of before what they were.
+        """
+        content = {self.KEY: self.VERSION, **_departures(self)}
         content.pop("name", None)
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=dataclasses.asdict).encode()).hexdigest()[:12]
 
     def _plans(self) -> dict[str, Plan]:
         return {f.name: value for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), Plan)}
+
+
+def _departures(value: object) -> dict[str, object]:
+    """{field: value} of a dataclass where it is not the default; a plan within counts by its fingerprint."""
+    found = {}
+    for field in dataclasses.fields(value):
+        own = getattr(value, field.name)
+        usual = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if isinstance(own, Plan):
+            found[field.name] = own.fingerprint()
+        elif dataclasses.is_dataclass(own):
+            found[field.name] = _departures(own)
+        elif own != usual:
+            found[field.name] = own
+    return found
 
 
 def build(cls: type, data: object, where: str):
@@ -77,6 +95,8 @@ def _convert(hint: object, value: object, where: str):
         if not isinstance(value, list | tuple):
             raise RecipeError(f"{where} must be a list, not {value!r}.")
         return tuple(_convert(typing.get_args(hint)[0], item, where) for item in value)
+    if typing.get_origin(hint) is dict and isinstance(value, dict) and (of := typing.get_args(hint)[1]) is not object:
+        return {key: _convert(of, item, f"{where}.{key}") for key, item in value.items()}
     wanted = typing.get_origin(hint) or hint
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

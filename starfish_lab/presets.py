@@ -155,11 +155,14 @@ def _others_remain(images: ImagesChoice) -> bool:
 
 
 def _row(key: str):
-    table = _table()
-    found = table[table["key"].eq(key)]
-    if found.empty:
+    if key not in _rows():
         raise RecipeError(f"There is no published row '{key}'. Choose a key that `starfish_lab.presets.presets()` lists.")
-    return next(found.itertuples())
+    return _rows()[key]
+
+
+@cache
+def _rows() -> dict[str, object]:
+    return {row.key: row for row in _table().itertuples()}
 
 
 def same_parts(recipe: Recipe) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 
-from starfish_lab.checks import at_least, one_of
+from starfish_lab.checks import at_least, is_number, one_of
 from starfish_lab.errors import RecipeError
 from starfish_lab.healing.choice import AUGMENTATIONS, OPTIMISERS, PRECISIONS, SCHEDULES, TRAINS, HealingChoice
 from starfish_lab.jobs import accelerators
@@ -164,9 +164,10 @@ class PruningChoice:
     (unstructured; what the start has removed counts) or the fraction of units removed (structured); the pattern 'n_m' ignores it and
     keeps `keep` of every `group` consecutive input weights; the pattern 'kept' removes nothing beyond what the start lacks.
     `units` says what 'structured' removes: 'mlp', 'qk' or both. `include` and `exclude` are glob patterns over layer names,
-    added to and taken from the prunable layers. `indivisible` says what happens to layers an n:m pattern does not fit:
-    'dense' leaves them and names them, 'refuse' stops the run. `permutation` reorders the inputs of each layer before an
-    n:m pattern is chosen. `options` go to the budget, `score_options` to the score or solver, `permutation_options` to the
+    added to and taken from the prunable layers. `layers` ({name or glob: sparsity, from 0 to below 1}) sets layers by hand under the pattern
+    'unstructured': the budget shares out the rest so that `sparsity` still holds. `indivisible` says what happens to layers an n:m
+    pattern does not fit: 'dense' leaves them and names them, 'refuse' stops the run. `permutation` reorders the inputs of each layer
+    before an n:m pattern is chosen. `options` go to the budget, `score_options` to the score or solver, `permutation_options` to the
     permutation.
     """
 
@@ -179,6 +180,7 @@ class PruningChoice:
     units: tuple[str, ...] = ("mlp", "qk")
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    layers: dict[str, float] = field(default_factory=dict)
     indivisible: str = "dense"
     permutation: str = "none"
     options: dict[str, object] = field(default_factory=dict)
@@ -199,6 +201,9 @@ class PruningChoice:
             raise RecipeError(
                 f"pruning.sparsity is {self.sparsity:g}: 0 removes nothing and 1 removes everything. Choose a fraction between them, such as 0.5."
             )
+        for name, share in self.layers.items():
+            if not (is_number(share) and 0 <= share < 1):
+                raise RecipeError(f"pruning.layers gives '{name}' the sparsity {share!r}: give a fraction from 0, which keeps it dense, to below 1.")
         if not 1 <= self.keep < self.group:
             raise RecipeError(
                 f"The pattern {self.keep}:{self.group} keeps {self.keep} of every {self.group} weights: keep at least 1, fewer than the group."

@@ -11,7 +11,11 @@ totals        a stage                           stage, parameters_m, nonzero_par
 drift         a block, a stage, some tokens     stage, block, depth, tokens, cosine_distance, relative_l2, cka
 losses        a healing step                    step, loss
 block_losses  a block at a recorded step        step, depth, loss
-healing_drift a block at a step looked at       the columns of healing.watching, as has healing_accuracy, and images_seen
+healing_drift a block at a step looked at       the columns of healing.watching, as have healing_accuracy, and images_seen, healing_spectra,
+                                                strip and healing_strip
+answers       a class of the evaluation images  the columns of gallery.answers, as has classes
+class_damage  a class of the evaluation images  the columns of gallery.damage
+thumbnails    an image whose answer changed     image (its place in the evaluation set), name, jpeg (base64)
 spectra       a weight matrix at a stage        stage, and the columns of spectra.layers.spectra_table
 latency       a stage at a batch size           stage, and the columns of measure.latency.measure, in latency runs of latency.run,
                                                 as have latency_layers, sensors, peak and hardware
@@ -24,9 +28,11 @@ ledger        a layer that multiplies           layer, and the columns of ledger
 certificates  a certificate at a stage          the columns of measure.certificates, as have
               an image, a layer                 certificate_images and certificate_layers
 merges        a patch of a picture at a block   the columns of tokens_view, as have pictures
+top5          a class, a stage, one picture     the columns of gallery.own_picture, as has attention
 healers       a healing of a bake-off           the columns of bakeoff.run, as have healer_blocks, healer_curves, tuning, paired and knee
 sweep_runs    a run of a sweep                  run, adopted, and the columns of sweep.plan.Point
 layer_times   a piece of a network on a device  the columns of prediction.layer_times
+sensitivity   a layer alone at a level          the columns of sensitivity.run
 provenance    a fact                            name, value
 notes         something worth knowing           note
 """
@@ -42,10 +48,14 @@ import pandas as pd
 
 TABLES = (
     "accuracy", "comparisons", "layers", "totals", "drift", "losses", "block_losses", "healing_drift", "healing_accuracy",
+    "healing_spectra", "strip", "healing_strip", "answers", "classes", "class_damage", "thumbnails", "top5", "attention",
     "spectra", "latency", "latency_layers", "sensors", "peak", "hardware", "seconds", "provenance", "notes",
     "cycles", "solver", "permutation", "ledger", "certificates", "certificate_images", "certificate_layers", "merges", "pictures",
     "healers", "healer_blocks", "healer_curves", "tuning", "paired", "knee", "sweep_runs", "layer_times",
+    "sensitivity",
 )  # fmt: skip
+
+LARGE = ("answers", "class_damage", "thumbnails")  # megabytes where there are many images: whoever needs none of them leaves them out
 
 
 @dataclass

@@ -32,11 +32,14 @@ DEVICES = Setting("STARFISH_LAB_DEVICES", "auto", "devices to start a worker for
 THREADS = Setting("STARFISH_LAB_THREADS", "0", "CPU threads a worker uses; 0: all cores, of a Ray node one")
 TEACHER_MEMORY_GB = Setting("STARFISH_LAB_TEACHER_MEMORY_GB", "4", "memory for cached teacher states; beyond it they are recomputed")
 PORT = Setting("STARFISH_LAB_PORT", "8501", "port of the browser app")
+ADMINS = Setting("STARFISH_LAB_ADMINS", "", "addresses of the first admins, with commas between, where people sign in")
+ROLE = Setting("STARFISH_LAB_ROLE", "viewer", "role of others who sign in: viewer, runner, admin, or none to let in only those on the page Team")
+QUOTA = Setting("STARFISH_LAB_QUOTA", "0", "jobs that one person may have running and queued at once; 0: as many as wanted")
 KIT = Setting("STARFISH_LAB_KIT", "../shared/kit", "real weights and images that some tests measure on; they skip without it")
 
 REQUIRE_BROWSER = Setting("STARFISH_LAB_REQUIRE_BROWSER", "", "any value: the browser test fails where no Chromium is, instead of being skipped")
 
-ALL = (HOME, DATABASE_URL, ARTEFACTS, BACKEND, DEVICES, THREADS, TEACHER_MEMORY_GB, PORT, KIT, REQUIRE_BROWSER)
+ALL = (HOME, DATABASE_URL, ARTEFACTS, BACKEND, DEVICES, THREADS, TEACHER_MEMORY_GB, PORT, ADMINS, ROLE, QUOTA, KIT, REQUIRE_BROWSER)
 
 
 def number(setting: Setting, kind: type = int) -> float:

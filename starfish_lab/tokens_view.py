@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from starfish_lab import tokens
-from starfish_lab.data.classes import indices
+from starfish_lab.data.classes import class_name, indices
 from starfish_lab.data.images import SUFFIXES, Item, Stored, transform
 from starfish_lab.data.splits import SOURCES
+from starfish_lab.data.thumbnails import shown
 from starfish_lab.errors import ImagesError, RecipeError
 from starfish_lab.measure.hardware import choose_device
 from starfish_lab.measure.running import evaluating
@@ -66,7 +66,7 @@ def compute(recipe: Recipe, *, images: int = IMAGES, device: str = "auto", repor
     batch = torch.stack([picture.pixels for picture in pictures])
     with evaluating(dense.module, device) as module:
         expected = module(batch.to(device)).float().softmax(-1).cpu()
-    with evaluating(student.module, device) as module, _Caught(student) as caught:
+    with evaluating(student.module, device) as module, Caught(student) as caught:
         found = module(batch.to(device)).float().softmax(-1).cpu()
     rows, cols = dense.module.patch_embed.grid_size
     for i, picture in enumerate(pictures):
@@ -74,7 +74,7 @@ def compute(recipe: Recipe, *, images: int = IMAGES, device: str = "auto", repor
             "image": i, "name": picture.name, "label": picture.label, "width": batch.shape[-1], "height": batch.shape[-2], "rows": rows, "cols": cols,
             "png": png(picture.pixels, dense.preprocessing), **_answer("dense", expected[i], dense), **_answer("merged", found[i], dense),
         }])  # fmt: skip
-        report.add("merges", _merges(i, [after[i] for after in caught.sources], dense.prefix_tokens, cols))
+        report.add("merges", merge_rows(i, [after[i] for after in caught.sources], dense.prefix_tokens, cols))
     for note in notes:
         reporter.note(note)
         report.add("notes", [{"note": note}])
@@ -83,21 +83,19 @@ def compute(recipe: Recipe, *, images: int = IMAGES, device: str = "auto", repor
 
 def png(pixels: Tensor, preprocessing: Preprocessing) -> str:
     """The network's input (C, H, W) with its normalisation undone, as base64 of a PNG."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-    shown = ((pixels * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     file = io.BytesIO()
-    Image.fromarray(shown).save(file, "PNG", optimize=True)
+    shown(pixels, preprocessing).save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 
-class _Caught:
+class Caught:
     """Which token every original one is in after every block of one forward pass: `sources`, one (B, N) a block, on the CPU."""
 
     def __init__(self, network: Network):
         self._blocks = [network.module.get_submodule(name) for name in network.blocks]
         self.sources: list[Tensor] = []
 
-    def __enter__(self) -> _Caught:
+    def __enter__(self) -> Caught:
         self._handles = [block.register_forward_hook(self._keep) for block in self._blocks]
         return self
 
@@ -111,7 +109,7 @@ class _Caught:
         self.sources.append(source.cpu())
 
 
-def _merges(image: int, sources: list[Tensor], prefix: int, cols: int) -> list[dict[str, int]]:
+def merge_rows(image: int, sources: list[Tensor], prefix: int, cols: int) -> list[dict[str, int]]:
     """Rows of one picture from its (N,) sources after every block."""
     found = []
     for depth, source in enumerate(sources):
@@ -126,11 +124,7 @@ def _merges(image: int, sources: list[Tensor], prefix: int, cols: int) -> list[d
 
 def _answer(whose: str, probabilities: Tensor, network: Network) -> dict[str, object]:
     probability, place = probabilities.max(-1)
-    return {f"{whose}_class": _class_name(int(place), network), f"{whose}_probability": probability.item()}
-
-
-def _class_name(place: int, network: Network) -> str:
-    return network.class_names[place] if network.class_names else f"class {place}"
+    return {f"{whose}_class": class_name(int(place), network), f"{whose}_probability": probability.item()}
 
 
 def _pictures(choice: ImagesChoice, network: Network, count: int, notes: list[str]) -> list[_Picture]:
@@ -163,6 +157,6 @@ def _listed(choice: ImagesChoice, network: Network) -> tuple[list[Item], list[st
         return listing.items, [""] * len(listing.items)
     try:
         places, _ = indices(listing.labels, network)
-        return listing.items, [_class_name(place, network) for place in places.tolist()]
+        return listing.items, [class_name(place, network) for place in places.tolist()]
     except ImagesError:
         return listing.items, [str(label) for label in listing.labels]  # not the network's classes: shown as they are written

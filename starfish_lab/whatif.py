@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from starfish_lab.errors import LabError, RecipeError, WeightsError
-from starfish_lab.pruning import BUDGETS, SOLVERS, STARTS, rules
+from starfish_lab.pruning import BUDGETS, SOLVERS, STARTS, by_hand, rules
 from starfish_lab.recipe import ModelChoice, PruningChoice, StartChoice, TokensChoice
 from starfish_lab.token_schedule import schedule
 
@@ -215,7 +215,7 @@ def _why_outside(row, choice: PruningChoice) -> str:
 def _unstructured(profile: Profile, layers: pd.DataFrame, choice: PruningChoice, start: StartChoice) -> _Removal:
     """Each layer's share by its budget, on quantiles of the magnitudes in place of the scores."""
     flat = np.linspace(0, 1, len(layers["magnitudes"].iloc[0])) if choice.score == "random" else None  # of its scores, in every layer
-    removed, widths = _split(layers, choice.budget, choice.sparsity, choice.options, flat)
+    removed, widths = _split(layers, choice, flat)
     if choice.budget == "uniform":
         return _Removal(removed)
     if start.method != "dense":
@@ -230,20 +230,18 @@ def _unstructured(profile: Profile, layers: pd.DataFrame, choice: PruningChoice,
     return _Removal(removed, notes=(note,), estimate=True, widths=widths)
 
 
-def _split(
-    layers: pd.DataFrame, budget: str, sparsity: float, options: dict[str, object], flat: np.ndarray | None = None
-) -> tuple[dict[str, int], dict[str, float]]:
-    """What a budget takes from each layer by its magnitudes (by `flat` quantiles, the same in every layer), and w_l where edges decide."""
+def _split(layers: pd.DataFrame, choice: PruningChoice, flat: np.ndarray | None = None) -> tuple[dict[str, int], dict[str, float]]:
+    """What the budget takes from each layer by its magnitudes (by `flat` quantiles, the same in every layer), and w_l where edges decide."""
     quantiles = np.array(layers["magnitudes"].tolist(), dtype=float)
     if flat is not None:
         quantiles = np.broadcast_to(flat, quantiles.shape)
     middles = (quantiles[:, 1:] + quantiles[:, :-1]) / 2  # each stands for the same number of weights
-    edges = layers.set_index("layer")[["kind", "sigma_plus", "hill_alpha"]]
+    signals = layers.set_index("layer")[["kind", "sigma_plus", "hill_alpha"]]
     sizes = dict(zip(layers["layer"], layers["weights"].tolist()))
     scores = dict(zip(layers["layer"], middles.astype(np.float32)))
-    entry = BUDGETS.module(budget)
-    widths = entry.weights(edges, sparsity, **options) if hasattr(entry, "weights") else {}
-    return entry.allocate(scores, sizes, sparsity, edges, **options), widths
+    entry = BUDGETS.module(choice.budget)
+    widths = entry.weights(signals, choice.sparsity, **choice.options) if hasattr(entry, "weights") else {}
+    return by_hand.counts(choice, scores, sizes, signals), widths
 
 
 def _n_m(profile: Profile, layers: pd.DataFrame, choice: PruningChoice, start: StartChoice) -> _Removal:
@@ -268,7 +266,7 @@ def _kept(profile: Profile, layers: pd.DataFrame, choice: PruningChoice, start: 
     budget = STANDS_FOR.get(start.method, "global")
     if start.method == "hybrid" and start.sparsity <= MAGNITUDE_FIRST:
         budget = "global"
-    removed, widths = _split(layers, budget, start.sparsity, {})
+    removed, widths = _split(layers, PruningChoice(budget=budget, sparsity=start.sparsity))
     rule = "the magnitudes" if budget == "global" else "the MP edges"
     note = f"The start trains between its cycles, so its split over layers shows only in a run; here stands what {rule} of the dense weights say."
     return _Removal(removed, notes=(note,), estimate=True, widths=widths)

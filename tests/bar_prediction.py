@@ -44,7 +44,8 @@ def main(
             tables.append(layer_times.run(recipe, device=device, seconds=float(seconds)).frame("layer_times"))
             for share in map(float, shares.split(",")):
                 cut = replace(recipe, pruning=PruningChoice(pattern="structured", sparsity=share))
-                plan = LatencyPlan.of(cut, executions=tuple(executions.split("|")), layers=False)
+                starts = {"starts": 1} if clock == "thread" else {}  # fresh processes have clocks of their own
+                plan = LatencyPlan.of(cut, executions=tuple(executions.split("|")), layers=False, **starts)
                 rows = latency.run(plan, device=device).frame("latency")
                 beside = compared(known, cut, pd.concat(tables), rows)
                 for row in beside.itertuples():

@@ -295,6 +295,62 @@ def healing(**options: str) -> None:
     bar_healing.main(**options)
 
 
+def linked(**options: str) -> None:
+    """Server milliseconds of a move of Explore's sliders, for the 48 layers of DeiT-B; moves=50."""
+    import bar_explore
+
+    bar_explore.linked(**options)
+
+
+def predicted_drift(**options: str) -> None:
+    """Rank correlation of predicted with measured drift, on the starter and the kit's ViT."""
+    import bar_explore
+
+    bar_explore.predicted_drift(**options)
+
+
+def sensitivity(**options: str) -> None:
+    """Budgets along sensitivity curves against uniform and global, pruned only; sparsities=.8,.9 network=starter …"""
+    import bar_sens
+
+    bar_sens.budgets(**options)
+
+
+def trade_offs(**options: str) -> None:
+    """Trade-offs with 10,000 runs: first paint and reruns; runs=10000."""
+    import bar_sens
+
+    bar_sens.trade_offs(**options)
+
+
+def learn(**options: str) -> None:
+    """Seconds of computing of every lesson; threads=2."""
+    import bar_learn
+
+    bar_learn.main(**options)
+
+
+def review(**options: str) -> None:
+    """Compare with 50 of 10,000 runs chosen, and an evidence pack of 20 runs."""
+    import bar_review
+
+    bar_review.main(**options)
+
+
+def thousands(**options: str) -> None:
+    """Reruns of every page with 10,000 runs in the store, and Compare's first paint with 50 chosen; runs= reports= times=."""
+    import bar_pages
+
+    bar_pages.thousands(**options)
+
+
+def crowd(**options: str) -> None:
+    """Ten browsers at once clicking through all pages; minutes= browsers=."""
+    import bar_pages
+
+    bar_pages.crowd(**options)
+
+
 def drift_picks(**options: str) -> None:
     """Could drift alone have picked the best healer? Asked of the rows of assets/measured/healing.csv."""
     import bar_drift_picks
@@ -304,7 +360,7 @@ def drift_picks(**options: str) -> None:
 
 _ALL = (
     starter, spectra, step, structured, tokens, pages, certificates, ledger, masks, cast, permutation, structured_healing, healing, healing_speed,
-    drift_picks, repeat, prediction,
+    drift_picks, repeat, prediction, linked, predicted_drift, sensitivity, trade_offs, learn, review, thousands, crowd,
 )  # fmt: skip
 BARS: dict[str, Callable[..., None]] = {f.__name__: f for f in _ALL}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ import pytest  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from browsing import browser, lab, page  # noqa: E402, F401 - fixtures
 from postgres import database_url, postgres  # noqa: E402, F401 - fixtures
 
 
@@ -168,11 +168,6 @@ def at_once(count: int, do: Callable[[], object]) -> list:
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(together, range(count)))
-
-
-def chromium() -> str | None:
-    """Path of a Chromium that Playwright can drive, or None."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def pytest_addoption(parser):

@@ -46,8 +46,10 @@ def facts(device: str) -> dict[str, object]:
     return {"device_name": device, "kind": "cuda", "torch": "2.11.0", "driver": "570.1", "power_limit_w": 700.0, "threads": 1, "cpu": "Test CPU"}
 
 
-def report(*, device: str = "NVIDIA H100 80GB HBM3", throttle: str = "", scale: float = 1.0, executions=tuple(RATES)) -> Report:
-    """Every execution at every batch size; `scale` makes all but the dense ones so many times as fast."""
+def report(
+    *, device: str = "NVIDIA H100 80GB HBM3", throttle: str = "", scale: float = 1.0, starts: int | None = 8, executions=tuple(RATES)
+) -> Report:
+    """Every execution at every batch size; `scale` makes all but the dense ones so many times as fast. `starts`: None as in older rows."""
     found, known = Report(), facts(device)
     for batch in BATCHES:
         best = max((name for name in executions if name.startswith("dense")), key=lambda name: rate(name, batch))
@@ -68,7 +70,7 @@ def report(*, device: str = "NVIDIA H100 80GB HBM3", throttle: str = "", scale: 
                 speedup_best=over_best, speedup_best_low=0.97 * over_best, speedup_best_high=1.03 * over_best, best_dense=best,
                 tflops=2e-3 * macs * images, peak_share=2e-3 * macs * images / PEAKS[execution.precision],
                 joules_per_image=400 / images, energy_method="NVML energy counter", memory_bytes=2e8, largest_difference=0.0 if dense else 4e-4,
-                tolerance=1e-2, top1_agreement=1.0, iterations=400, macs_g=macs, dtype="", device="cuda:0", device_name=device,
+                tolerance=1e-2, top1_agreement=1.0, iterations=400, starts=starts, macs_g=macs, dtype="", device="cuda:0", device_name=device,
                 fingerprint=digest(known), threads=1, note="",
             )])  # fmt: skip
         found.add("latency", [
@@ -85,8 +87,8 @@ def report(*, device: str = "NVIDIA H100 80GB HBM3", throttle: str = "", scale: 
         found.add("latency_layers", [dict(execution=label, batch=64, **row, share=row["ms"] / total) for row in rows if label in executions])
     for batch, (when, told) in product(BATCHES, (("before", ""), ("after", throttle))):
         found.add("sensors", [dict(
-            batch=batch, when=when, sm_clock_mhz=1980.0, memory_clock_mhz=2619.0, temperature_c=41.0 if when == "before" else 67.0, power_w=120.0,
-            power_limit_w=700.0, throttle=told, ecc="Enabled", mig="Disabled",
+            batch=batch, start=1, when=when, sm_clock_mhz=1980.0, memory_clock_mhz=2619.0, temperature_c=41.0 if when == "before" else 67.0,
+            power_w=120.0, power_limit_w=700.0, throttle=told, ecc="Enabled", mig="Disabled",
         )])  # fmt: skip
     for precision in dict.fromkeys(Execution.of(label).precision for label in executions):
         found.add("peak", [dict(precision=precision, tflops=PEAKS[precision], gb_per_s=GB_PER_S, shape="8192x8192x8192")])
@@ -98,10 +100,12 @@ def plan(**options: object) -> LatencyPlan:
     return LatencyPlan(recipe=recipe(**options), executions=tuple(name for name in RATES if not name.startswith("dense")), batches=BATCHES)
 
 
-def run(store: Store, *, device: str = "NVIDIA H100 80GB HBM3", throttle: str = "", scale: float = 1.0, **options: object) -> int:
+def run(
+    store: Store, *, device: str = "NVIDIA H100 80GB HBM3", throttle: str = "", scale: float = 1.0, starts: int | None = 8, **options: object
+) -> int:
     """A finished measurement; options go to `recipe`."""
     number = store.submit(plan(**options), "latency")
-    store.finish(number, report(device=device, throttle=throttle, scale=scale))
+    store.finish(number, report(device=device, throttle=throttle, scale=scale, starts=starts))
     return number
 
 

@@ -21,6 +21,7 @@ TITLES = {
     "A4000": "NVIDIA RTX A4000 (cuda:0)",
     "4090": "NVIDIA GeForce RTX 4090 (cuda:0)",
     "node": "A40 (node a100-box, 2 GPUs, 8 CPUs)",
+    "A100 of 80 GB by Ray": "A100-80G (node lab-3, 8 GPUs, 64 CPUs)",  # ray.util.accelerators.NVIDIA_A100_80G
     "CPU": "AMD EPYC A40 100-Core (cpu, 8 threads)",
 }
 
@@ -30,8 +31,10 @@ TITLES = {
     [
         ("gpu:A40", {"A40", "node"}),
         ("gpu:a40", {"A40", "node"}),
-        ("gpu:A100", {"A100 of 40 GB", "A100 of 80 GB"}),
-        ("gpu:A100-80GB", {"A100 of 80 GB"}),
+        ("gpu:A100", {"A100 of 40 GB", "A100 of 80 GB", "A100 of 80 GB by Ray"}),
+        ("gpu:A100-80GB", {"A100 of 80 GB", "A100 of 80 GB by Ray"}),
+        ("gpu:A100-80G", {"A100 of 80 GB", "A100 of 80 GB by Ray"}),
+        ("gpu:A100-40G", {"A100 of 40 GB"}),
         ("gpu:A10", {"A10"}),
         ("gpu:RTX-4090", {"4090"}),
         ("gpu:4090", {"4090"}),
@@ -46,6 +49,7 @@ def test_a_short_name_asks_for_the_same_gpu_again():
     short = {name: accelerators.short(title) for name, title in TITLES.items()}
     assert short == {
         "A40": "A40", "A100 of 40 GB": "A100", "A100 of 80 GB": "A100", "A10": "A10", "A4000": "A4000", "4090": "RTX-4090", "node": "A40", "CPU": "",
+        "A100 of 80 GB by Ray": "A100",
     }  # fmt: skip
     for name, asked in short.items():
         if asked:

@@ -231,7 +231,8 @@ def test_fewer_images_of_a_batch_keep_their_numbers():
     drawn = starfish_plus.fewer_images(batch, 0.4)
     assert len(drawn.images) == 3 and drawn.index is None
     assert torch.equal(drawn.rows, drawn.images.flatten().long() + 10)
-    assert len(starfish_plus.fewer_images(batch._replace(rows=None), 0.01).images) == 1
+    assert len(starfish_plus.fewer_images(batch._replace(rows=None), 0.01).images) == 2
+    assert len(starfish_plus.fewer_images(batch._replace(images=batch.images[:1], rows=None), 0.4).images) == 1
 
 
 def test_a_share_that_is_none_is_refused(tiny_vit):

@@ -7,7 +7,7 @@ import synthetic
 from synthetic import charts, open_page, said, traces, unharmed
 from test_charts_certificates import certified
 
-from app import certificate_view, run_view
+from app import certificate_view, run_files
 from starfish_lab.store import Store
 
 
@@ -97,5 +97,5 @@ def test_a_certificate_that_failed_is_told(store):
 
 def test_downloads_hold_the_charts(store):
     run = finished(store)
-    page = run_view._charts(store.run(run), store.report(run))
+    page = run_files.charts(store.run(run), store.report(run))
     assert page.count("Plotly.newPlot(") >= 6

@@ -9,7 +9,7 @@ import pytest
 import synthetic
 from synthetic import DEPTH, charts, open_page, said, traces, unharmed
 
-from app import agreement_view, drift_view, run_view
+from app import agreement_view, drift_view, run_files
 from app.charts import agreement as agreement_charts
 from app.charts.healing_drift import at_step, finding, over_steps
 from starfish_lab.measure.accuracy import wilson
@@ -84,7 +84,7 @@ def test_all_steps_are_drawn_only_when_asked_for(store):
     grid = traces(shown["At step 3 half of the drift is gone"])["blocks"]
     assert grid["y"] == ["pruned", "step 0", "step 3", "step 12", "step 200"] and grid["zmin"] == 0 and grid["zmax"] == pytest.approx(0.4)
     assert traces(shown["From 10.0 % to 86.0 % in 200 steps"])["dense"]["y"][0] == pytest.approx(100 * 535 / 540)
-    assert "At step 3 half of the drift is gone" in run_view._charts(store.run(run), store.report(run))
+    assert "At step 3 half of the drift is gone" in run_files.charts(store.run(run), store.report(run))
 
 
 def test_without_labels_there_is_drift_alone(store):

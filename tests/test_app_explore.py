@@ -192,7 +192,7 @@ def test_a_network_without_profile_invites_and_then_appears():
     assert any(button.label == "Profile this network" for button in at.button)
     store.save_profile(whatif.profile_key(job.recipe.model), bundled())
     at.run()
-    assert not at.error and len(at.get("plotly_chart")) == 2
+    assert not at.error and len(at.get("plotly_chart")) == 4
 
     anew = bundled()
     anew.facts["macs_g"] = 12.3
@@ -448,7 +448,7 @@ def test_the_budget_by_mp_edge_shows_its_cause():
     assert "β is 1.25" in words(at) and "the MP edge σ₊" in words(at) and f"to {expected['edge_weight'].max():.2f}" in words(at)
     assert f"up to w = {expected['edge_weight'].iloc[0]:.2f} times" in words(at)
     assert "edges play no part" in words(open_app("budget=mp_edge&sparsity=0.9"))
-    at.selectbox(key="choice.beta").set_value("0").run()
+    at.select_slider(key="choice.beta").set_value("0").run()
     flat = figure(at)
     assert link(at)["beta"] == "0"
     assert lost(flat) == lost(figure(open_app("budget=global&sparsity=0.5")))

@@ -75,6 +75,19 @@ def test_the_table_compares_with_the_same_precision_too(store):
     assert table.loc["dense, bf16", "faster"] == ""
 
 
+def test_what_an_interval_covers_stands_below_the_sweep_and_in_the_table(store):
+    old, new = synthetic_latency.run(store, starts=None), synthetic_latency.run(store)
+    assert "lands in its interval in 95 % of cases: 8 fresh starts." in said(open_page("latency", timed=str(new)))
+    app = open_page("latency", timed=f"{old},{new}", look="figures")
+    assert unharmed(app) and f"rounds within one process (run {old}), 8 fresh starts (run {new})." in said(app)
+    table = app.dataframe[0].value
+    assert set(table.loc[table["run"] == old, "covers"]) == {"rounds within one process", ""}  # '': refused, without an interval
+    assert set(table.loc[table["run"] == new, "covers"]) == {"8 fresh starts", ""}
+    pair = {"first": f"{old}.pruned.sliced.8", "second": f"{new}.pruned.sliced.8"}
+    assert "The interval of the first covers rounds within one process" in said(open_page("latency", look="pair", **pair))
+    assert "covers rounds within" not in said(open_page("latency", look="pair", **pair | {"first": f"{new}.pruned.sliced.8"}))
+
+
 def test_what_was_refused_is_told_with_its_reason(store):
     synthetic_latency.run(store)
     app = open_page("latency")

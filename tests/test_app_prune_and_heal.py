@@ -103,14 +103,14 @@ def test_details_open_when_asked_for(store, wanted):
 
 
 def test_downloads_hold_the_report_the_charts_and_the_recipe(store):
-    from app import run_view
+    from app import run_files
 
     run = store.run(synthetic.done(store))
     report = store.report(run.id)
-    tables = zipfile.ZipFile(io.BytesIO(run_view._tables(report)))
+    tables = zipfile.ZipFile(io.BytesIO(run_files.tables(report)))
     assert set(tables.namelist()) == {f"{name}.csv" for name in report.tables}
     assert tables.read("accuracy.csv").decode().splitlines()[0] == "stage,top1,top5,low,high,correct,images"
-    page = run_view._charts(run, report)
+    page = run_files.charts(run, report)
     assert page.count("Plotly.newPlot(") >= 4 and "cdn.plot.ly" not in page.partition("<body>")[0]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
 import synthetic
-from synthetic import button, charts, labels, open_page, said, unharmed
+from synthetic import button, charts, labels, open_page, said, traces, unharmed
 
 from starfish_lab.bakeoff.plan import BakeOff
 from starfish_lab.report import Report
@@ -115,8 +116,8 @@ def test_one_chosen_run_shows_its_family(store):
     child = synthetic.done(store, parent=parent, healed=0.98)
     alone = synthetic.done(store)
     (figure,) = charts(open_page("runs", runs=child)).values()
-    assert figure["layout"]["title"]["text"] == f"Run {child} and its 1 relatives"
-    assert figure["data"][1]["text"] == [str(parent), str(child)]
+    assert figure["layout"]["title"]["text"] == f"Run {child} and its 1 relative"
+    assert traces(figure)["healed"]["customdata"] == [[parent], [child]] and alone not in range(parent, child + 1)
     assert not charts(open_page("runs", runs=alone))
 
 
@@ -136,6 +137,15 @@ def test_nonsense_in_the_link_leaves_the_page_standing(store):
     first = said(app)
     app.run()
     assert unharmed(app) and "runs = '7,x,1'" in first + said(app)
+
+
+def test_the_columns_that_tell_runs_apart_fit_a_page_of_1440_pixels(store):
+    synthetic.done(store)
+    table = open_page("runs").dataframe[0]
+    names, widths = list(table.value.columns), json.loads(table.proto.columns)
+    first = names[: names.index("Decision") + 1]
+    assert {"Name", "Method", "Pattern", "Sparsity (%)", "Of all (%)", "Healed (%)"} <= set(first)
+    assert sum(widths[name]["width"] for name in first) <= 1040  # pixels beside the sidebar and the boxes
 
 
 def test_a_thousand_runs_take_no_more_than_300_ms(store):

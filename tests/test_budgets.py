@@ -119,3 +119,28 @@ def test_wrong_options_are_named(options):
 def test_units_and_misfits():
     assert [units_removed(n, s) for n, s in ((64, 0.5), (10, 0.37), (4, 0.99), (1, 0.9))] == [32, 4, 3, 0]
     assert n_m_misfit(768, 1, 16) == "" and "768" in n_m_misfit(768, 1, 7) and "grouped" in n_m_misfit(8, 2, 4)
+
+
+@pytest.mark.parametrize("budget", BUDGETS.names())
+@pytest.mark.parametrize("total", [0, 1, 777, 2091])
+def test_a_total_of_its_own_takes_the_place_of_the_share(budget, total):
+    scores = layers()
+    counts = BUDGETS.get(budget)(scores, {name: len(v) for name, v in scores.items()}, 0.5, edges(), total)
+    assert sum(counts.values()) == total
+
+
+def test_layers_that_are_not_asked_for_keep_their_part_in_the_signal():
+    scores = layers()
+    some = {name: len(scores[name]) for name in ("a", "b")}
+    counts = mp_edge.allocate({name: scores[name] for name in some}, some, 0.5, edges())
+    widths = mp_edge.weights(edges(), 0.5)
+    assert counts == apportion_by_threshold({name: scores[name] for name in some}, some, round(0.5 * sum(some.values())), widths)
+
+
+def test_a_moved_edge_is_as_if_it_had_been_fitted_there():
+    moved = mp_edge.weights(edges(), 0.5, edges={"b": 5.0})
+    assert moved == mp_edge.weights(edges(sigma_plus=[1.0, 5.0, 6.0]), 0.5)
+    assert mp_edge.weights(edges(), 0.15, edges={"b": 5.0}) == mp_edge.weights(edges(), 0.15), "up to 20 % Hill's α decides"
+    for wrong in ({"b": 0}, {"b": "far"}, {"b": float("inf")}, {"z": 1.0}, [1.0]):
+        with pytest.raises(RecipeError, match="pruning.options.edges"):
+            mp_edge.weights(edges(), 0.5, edges=wrong)

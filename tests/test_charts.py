@@ -8,7 +8,7 @@ import pytest
 import synthetic
 
 from app import published, results
-from app.charts import compare, drift, healing, latency, runs, theme
+from app.charts import compare, drift, healing, latency, theme
 
 
 @pytest.fixture
@@ -154,18 +154,6 @@ def test_a_legend_too_wide_for_a_narrow_page_gets_room_for_a_second_row():
     assert theme.wrapped(few).layout.height == 300 and theme.wrapped(many).layout.height == 300 + theme.LEGEND_ROW
     below = theme.legend_below(theme.figure("t", height=300).add_scatter(name="a" * 60).add_scatter(name="b" * 60), room=0)
     assert theme.wrapped(below).layout.height == 300 and below.layout.legend.y < 0
-
-
-def test_family_is_everything_that_came_from_the_oldest_ancestor():
-    table = pd.DataFrame({
-        "id": [1, 2, 3, 4, 5, 6], "parent": [None, 1, 2, None, 2, 99], "name": "", "status": "done", "top1_healed": [0.9, 0.8, 0.7, 0.6, None, 0.5],
-    })  # fmt: skip
-    members = runs.family(table, 3)
-    assert list(members["id"]) == [1, 2, 3, 5] and list(members["generation"]) == [0, 1, 2, 2]
-    assert list(runs.family(table, 6)["id"]) == [6]  # its parent was deleted
-    lines, marks = runs.lineage(members, chosen=3).data
-    assert [x for x in lines.x if x is not None] == [0, 1, 1, 2, 1, 2]
-    assert list(marks.marker.symbol) == ["diamond", "diamond", "diamond", "diamond-open"]
 
 
 def test_published_accuracies_stand_only_where_they_state_a_cost():

@@ -24,7 +24,8 @@ TORCH_FREE = [
     "settings", "errors", "registry", "recipe", "report", "store", "whatif", "ledger", "presets", "token_schedule", "certificate_bounds",
     "progress", "literature", "models", "healing", "pruning", "calibration", "checks", "healing.healers", "bakeoff.plan",
     "execution", "execution.choice", "latency.plan", "latency.results_file", "latency.comparable", "latency.importing", "prediction.card",
-    "sweep.plan", "artefacts", "jobs.accelerators",
+    "sweep.plan", "sensitivity.stored", "sensitivity.spending", "sensitivity.layer_ms", "artefacts", "jobs.accelerators", "exporting.contents",
+    "gallery.plan", "gallery.groups",
 ]  # fmt: skip
 
 

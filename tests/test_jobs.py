@@ -470,12 +470,12 @@ LAUNCH = """
     import sys
     from starfish_lab.jobs import launcher
 
-    def start(module, start=launcher._start, **options):
+    def start(module, start=launcher.start, **options):
         process = start(["quick" if name == "starfish_lab.jobs.worker" else name for name in module], **options)
         print("started", module[0], process.pid, flush=True)
         return process
 
-    launcher._start = start
+    launcher.start = start
     port, pid_file = int(sys.argv[1]), sys.argv[2]
     sys.exit(launcher.launch(port=port, devices="cpu", open_browser=False, app=["served", str(port), pid_file]))
 """
@@ -558,7 +558,7 @@ def test_devices_to_start_workers_for(monkeypatch):
 
 
 def test_beside_ray_the_launcher_starts_workers_only_for_named_devices(monkeypatch):
-    monkeypatch.setattr(launcher, "_start", lambda module, **_: module)
+    monkeypatch.setattr(launcher, "start", lambda module, **_: module)
 
     def started(*choice: str | None) -> list[tuple[str, str]]:
         return [(worker.title, worker.process[-1]) for worker in launcher._workers(*choice)]

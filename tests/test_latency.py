@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from starfish_lab.errors import Cancelled, LabError
-from starfish_lab.measure import hardware, latency
+from starfish_lab.measure import again, hardware, latency
 from starfish_lab.progress import Reporter
 
 COLUMNS = [
     "stage", "batch", "scenario", "latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "images_per_s", "images_per_s_low", "images_per_s_high",
-    "speedup", "speedup_low", "speedup_high", "iterations", "execution", "dtype", "device", "device_name", "fingerprint", "threads", "note",
+    "speedup", "speedup_low", "speedup_high", "iterations", "starts", "execution", "dtype", "device", "device_name", "fingerprint", "threads", "note",
 ]  # fmt: skip
 
 
@@ -139,10 +139,9 @@ def test_slow_drift_common_to_both_cancels_in_the_speed_up():
     """Both networks slow down threefold while measured; paired rounds still see the ratio of two, exactly."""
     slowing = np.linspace(1, 3, 24)
     dense, pruned = [[0.02 * s] * 3 for s in slowing], [[0.01 * s] * 5 for s in slowing]
-    assert latency.ratio(dense, pruned) == (pytest.approx(2), pytest.approx(2), pytest.approx(2))
-    value, low, high = latency.estimate(np.array([3 / sum(part) for part in dense]))  # the throughput does drift
+    assert latency.ratio({1: dense}, {1: pruned}) == (pytest.approx(2), pytest.approx(2), pytest.approx(2))
+    value, low, high = again.of_rounds(np.array([3 / sum(part) for part in dense]))  # the throughput does drift
     assert low < 0.9 * value and high > 1.1 * value
-    assert latency.ratio(None, pruned) == (None, None, None)
 
 
 @pytest.mark.parametrize("rounds", [10, 30, 60])
@@ -151,7 +150,7 @@ def test_the_interval_covers_a_second_measurement_as_often_as_it_says(rounds):
     hits = 0
     for _ in range(200):
         first, second = np.exp(random.normal(0.5, 0.2, (2, rounds)))
-        _, low, high = latency.estimate(first)
+        _, low, high = again.of_rounds(first)
         hits += low <= np.median(second) <= high
     assert 0.87 <= hits / 200 <= 0.995
 
@@ -162,17 +161,17 @@ def test_the_interval_knows_that_neighbouring_rounds_are_alike():
     hits = 0
     for _ in range(200):
         first, second = np.exp(np.repeat(random.normal(0, 0.2, (2, 20)), 3, axis=1))
-        _, low, high = latency.estimate(first)
+        _, low, high = again.of_rounds(first)
         hits += low <= np.median(second) <= high
     assert hits / 200 >= 0.85
 
 
 def test_figures_of_rounds_by_hand():
-    found = latency.figures([[0.1, 0.1], [0.2, 0.2], [0.1, 0.3]], batch=4)
-    assert found["images_per_s"] == pytest.approx(20) and found["iterations"] == 6 and found["scenario"] == "offline"
+    found = latency.figures({1: [[0.1, 0.1], [0.2, 0.2], [0.1, 0.3]]}, batch=4)
+    assert found["images_per_s"] == pytest.approx(20) and found["iterations"] == 6 and found["scenario"] == "offline" and found["starts"] == 1
     assert found["latency_ms_p50"] == pytest.approx(150) and found["latency_ms_p99"] == pytest.approx(295)
     assert found["images_per_s_low"] <= 20 <= found["images_per_s_high"]
-    assert latency.figures([[0.1]], batch=1)["scenario"] == "single"
+    assert latency.figures({1: [[0.1]]}, batch=1)["scenario"] == "single"
 
 
 def test_on_a_gpu_times_come_from_events():

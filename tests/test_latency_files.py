@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from functools import reduce
@@ -14,7 +15,7 @@ from starfish_lab.__main__ import main
 from starfish_lab.errors import LabError
 from starfish_lab.execution.choice import Execution
 from starfish_lab.latency import importing, results_file
-from starfish_lab.latency.comparable import badge, comparable
+from starfish_lab.latency.comparable import badge, caution, comparable, covered
 from starfish_lab.latency.plan import LatencyPlan
 from starfish_lab.measure.fingerprint import digest
 from starfish_lab.report import Report
@@ -46,7 +47,7 @@ def report(*rows: dict[str, object]) -> Report:
 
 def content(**changes) -> str:
     """The text of a good file, changed."""
-    return json.dumps({results_file.KEY: 1, "plan": PLAN.to_dict(), "tables": report().tables, **changes})
+    return json.dumps({results_file.KEY: 2, "plan": PLAN.to_dict(), "tables": report().tables, **changes})
 
 
 def test_written_and_read_again(tmp_path):
@@ -54,6 +55,14 @@ def test_written_and_read_again(tmp_path):
     results_file.write(path, report(), PLAN)
     found, plan = results_file.read(path)
     assert plan == PLAN and found.tables == report().tables and [p.name for p in path.parent.iterdir()] == ["a40.json"]
+
+
+def test_a_file_of_version_1_was_timed_in_one_process(tmp_path):
+    path, plan = tmp_path / "old.json", PLAN.to_dict()
+    del plan["starts"]
+    path.write_text(content(starfish_lab_latency_results=1, plan=plan))
+    found, plan = results_file.read(path)
+    assert plan.starts == 1 and "starts" not in found.tables["latency"][0] and covered(found.tables["latency"][0]) == "rounds within one process"
 
 
 NESTED = reduce(lambda inner, _: [inner], range(900), 3)  # lists in each other
@@ -69,7 +78,7 @@ def tables(**changes) -> dict[str, object]:
         ("{", "a40.json is not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
         ("[]", "no results file"),
-        (content(starfish_lab_latency_results=2), 'expected a JSON object with "starfish_lab_latency_results": 1'),
+        (content(starfish_lab_latency_results=3), 'expected a JSON object with "starfish_lab_latency_results": 2'),
         (content(plan=None), "plan in a40.json is broken"),
         (content(plan={**PLAN.to_dict(), "executions": ["quick"]}), "no execution 'quick'"),
         (content(tables=[]), "lacks the tables latency and hardware"),
@@ -92,6 +101,7 @@ def tables(**changes) -> dict[str, object]:
         (content(tables=tables(latency=[row(note=NESTED)])), "expected a text or a finite number"),
         (content(tables=tables(latency=[row(rate=10**400)])), "expected a text or a finite number"),
         (content(tables=tables(latency=[row(batch=8.5)])), "8.5 as batch: expected a whole number above 0"),
+        (content(tables=tables(latency=[row(starts=0)])), "0 as starts: expected a whole number above 0"),
         (content(tables=tables(latency=[row() | {"execution": "warp speed"}])), "'warp speed' as execution: expected an execution of this lab"),
         (content(tables=tables(latency=[row(precision="float32")])), "'float32' as precision: expected bf16, as 'sliced, bf16' says"),
         (content(tables=tables(latency=[row(merged="yes")])), "'yes' as merged: expected False"),
@@ -198,20 +208,31 @@ def test_old_rows_and_published_ones():
     assert "published figures" in badge(row(), {"gpu": "A40", "batch": 8, "images_per_s": 1.0, "source": "arXiv 2606.02608"})
 
 
-LIBRARY = "import sys\nsys.modules |= dict.fromkeys(['streamlit', 'plotly', 'sqlalchemy', 'sklearn', 'ray'])\n"  # None: not importable
-LIBRARY += "from starfish_lab.__main__ import main\nsys.exit(main(sys.argv[1:]))"
+def test_what_an_interval_covers_is_told_of_rows_of_every_age():
+    old, new = row(), row(starts=8)
+    assert (covered(old), covered(new), covered(row(starts=float("nan")))) == ("rounds within one process", "8 fresh starts", covered(old))
+    assert covered(row(rate=None)) == covered({"images_per_s": 9.0, "source": "arXiv"}) == ""
+    assert comparable(old, new) == [] == comparable(new, new) and caution(new, new) == ""
+    assert caution(old, new).startswith("the interval of the first covers rounds within one process")
+    assert caution(new, old).startswith("the interval of the second") and caution(old, old).startswith("the intervals of both cover")
+
+
+ABSENT = "import sys\nsys.modules |= dict.fromkeys(['streamlit', 'plotly', 'sqlalchemy', 'sklearn', 'ray'])\n"  # None: not importable
 TINY = ["--set", "pruning.pattern=structured", "--set", "pruning.sparsity=0.5", "--executions", "sliced", "--batches", "1", "--seconds", "0.02"]
 
 
 def test_latency_runs_without_the_apps_packages_and_its_file_is_imported(tmp_path):
-    """A GPU machine may have torch, timm, numpy, scipy and pandas only."""
+    """A GPU machine may have torch, timm, numpy, scipy and pandas only; in every process that a measurement starts."""
+    (tmp_path / "sitecustomize.py").write_text(ABSENT)
     out = tmp_path / "here.json"
-    command = [sys.executable, "-c", LIBRARY, "latency", *TINY, "--out", str(out), "--no-layers", "--json"]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "starfish_lab", "latency", *TINY, "--starts", "2", "--out", str(out), "--no-layers", "--json"]
+    answer = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     found, plan = results_file.read(out)
     assert [entry["execution"] for entry in json.loads(answer.stdout)] == ["dense", "sliced"] == found.frame("latency")["execution"].tolist()
-    assert plan.executions == ("sliced",) and not plan.layers
+    assert set(found.frame("latency")["starts"]) == {2} and sorted(found.frame("sensors")["start"]) == [1, 1, 2, 2]
+    assert {"load", "prune", "peak", "build", "latency"} == set(found.frame("seconds")["stage"])
+    assert plan.executions == ("sliced",) and plan.starts == 2 and not plan.layers
     number = importing.import_file(Store(), out)
     assert Store().run(number).status == "done"
 
@@ -224,9 +245,9 @@ def test_the_command_builds_plans_and_obeys_plan_files(tmp_path, capsys):
     assert plan.executions == ("sliced, bf16", "sliced, bf16, compiled", "merged+sliced, bf16", "merged+sliced, bf16, compiled")
     assert (plan.batches, plan.seconds, plan.layers) == ((1, 64), 3.0, True)
     (tmp_path / "plan.json").write_text(text)
-    assert main(["latency", str(tmp_path / "plan.json"), "--set", "pruning.sparsity=0.5", "--no-layers", "--show"]) == 0
+    assert main(["latency", str(tmp_path / "plan.json"), "--set", "pruning.sparsity=0.5", "--no-layers", "--starts", "5", "--show"]) == 0
     again = LatencyPlan.from_json(capsys.readouterr().out)
-    assert again.executions == plan.executions and again.recipe.pruning.sparsity == 0.5 and not again.layers
+    assert again.starts == 5 and again.executions == plan.executions and again.recipe.pruning.sparsity == 0.5 and not again.layers
     assert main(["latency", "--executions", "im2col(cutlass), fp16; dense, tf32", "--show"]) == 0
     assert LatencyPlan.from_json(capsys.readouterr().out).executions == ("im2col(cutlass), fp16", "dense, tf32")
     assert main(["latency", "--queue", "--json"]) == 0

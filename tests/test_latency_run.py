@@ -26,7 +26,7 @@ from starfish_lab.progress import Reporter
 from starfish_lab.recipe import ModelChoice, PruningChoice, Recipe, TokensChoice
 
 STRUCTURED = Recipe(pruning=PruningChoice(pattern="structured", sparsity=0.5))
-QUICK = dict(batches=(2,), seconds=0.02, min_iterations=3)
+QUICK = dict(batches=(2,), seconds=0.02, min_iterations=3, starts=1)
 PROOF = Proof(largest_difference=0.0, from_float32=0.0, tolerance=1e-5, top1_agreement=1.0, images=8)
 
 
@@ -118,14 +118,14 @@ def test_random_weights_are_said_and_images_are_not_needed():
         run(plan("masked"), device="cuda:97")
 
 
-def test_every_ratio_is_paired_with_its_own_dense_and_with_the_best_of_all(tiny_vit):
+def test_every_ratio_is_paired_with_its_own_dense_and_with_the_best_of_all():
     rounds = {
         "dense": [[0.8], [0.4], [0.8]], "dense, bf16": [[0.4], [0.2], [0.4]], "sliced": [[0.2], [0.1], [0.2]], "sliced, bf16": [[0.1], [0.1], [0.1]],
     }  # fmt: skip
-    ready = SimpleNamespace(network=tiny_vit, module=Runner(), note="a note", proof=PROOF)
-    entries = [Contestant(Execution.of(label), ready=ready, macs=1_000_000_000) for label in rounds]
+    entries = [Contestant(Execution.of(label), note="a note", proof=PROOF, macs=1_000_000_000) for label in rounds]
     about = {"model": "starter", "device": "cpu", "device_name": "Test", "throttle": "", "energy_method": "a meter"}
-    rows = {row["execution"]: row for row in timed(entries, rounds, 8, {"float32": 0.1}, {"sliced": 2.0}, {"sliced": 77}, about)}
+    starts = {label: {1: found} for label, found in rounds.items()}
+    rows = {row["execution"]: row for row in timed(entries, starts, 8, {"float32": 0.1}, {"sliced": 2.0}, {"sliced": 77}, about)}
     assert [rows[label]["speedup"] for label in rounds] == pytest.approx([1, 1, 4, 4])
     assert [rows[label]["speedup_best"] for label in rounds] == pytest.approx([0.5, 1, 2, 4])
     assert {row["best_dense"] for row in rows.values()} == {"dense, bf16"}

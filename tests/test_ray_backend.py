@@ -85,6 +85,7 @@ def test_what_is_wrong_with_ray_is_one_sentence_on_a_page_that_stays_up(store, m
         ("cuda:1", CLUSTER, {"num_gpus": 1}),
         ("gpu:a40", CLUSTER, {"num_gpus": 1, "accelerator_type": "A40"}),
         ("gpu:A100", [node("d", 8, 1, "A100-80GB")], {"num_gpus": 1, "accelerator_type": "A100-80GB"}),  # as that cluster spells it
+        ("gpu:A100-80GB", [node("d", 8, 1, "A100-40G"), node("e", 8, 1, "A100-80G")], {"num_gpus": 1, "accelerator_type": "A100-80G"}),
         ("gpu:h100", CLUSTER, {"num_gpus": 1, "accelerator_type": "H100"}),
     ],
 )

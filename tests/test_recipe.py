@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -29,6 +29,17 @@ def test_fingerprint_ignores_the_name_only():
     recipe = Recipe()
     assert replace(recipe, name="other").fingerprint() == recipe.fingerprint()
     assert replace(recipe, pruning=PruningChoice(sparsity=0.89)).fingerprint() != recipe.fingerprint()
+
+
+def test_a_field_added_later_leaves_fingerprints_as_they_were():
+    @dataclass(frozen=True, kw_only=True)
+    class Later(PruningChoice):
+        dither: float = 0.0
+
+    for sparsity in (PruningChoice().sparsity, 0.5):
+        before = Recipe(pruning=PruningChoice(sparsity=sparsity)).fingerprint()
+        assert Recipe(pruning=Later(sparsity=sparsity)).fingerprint() == before
+        assert Recipe(pruning=Later(sparsity=sparsity, dither=0.1)).fingerprint() != before
 
 
 @pytest.mark.parametrize(

@@ -365,7 +365,7 @@ def test_other_files_and_addresses_are_refused_in_words(tmp_path):
 def test_another_version_is_refused(store):
     with store.transaction() as connection:
         connection.exec_driver_sql("UPDATE meta SET value = '99'")
-    with pytest.raises(StoreError, match="version 99, this lab reads version 1"):
+    with pytest.raises(StoreError, match="version 99, this lab reads version 2"):
         Store()
 
 

@@ -178,9 +178,9 @@ def test_instant(pattern, budget):
     profile, choice = deit_base_like(), PruningChoice(pattern=pattern, budget=budget, sparsity=0.5)
     times = []
     for _ in range(7):
-        start = time.perf_counter()
+        start = time.process_time()
         predict(profile, choice)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     assert min(times) < 0.05
 
 

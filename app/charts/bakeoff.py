@@ -92,10 +92,11 @@ def by_healer(
     fig.update_yaxes(categoryorder="array", categoryarray=[row.label for row in [*published, *shown.itertuples()]], showgrid=False)
     fig.update_yaxes(range=[-0.6, len(published) + len(shown) - 0.3])
     fig.update_xaxes(range=[-2, max([102.0, *(100 * shown["share_high"] + 1)])])
-    for row in [*published, *shown.itertuples()]:
-        text = f"{100 * row.share:.{0 if row in published else 1}f} %"
-        fig.add_annotation(xref="paper", x=1, xanchor="left", xshift=8, y=row.label, text=text, showarrow=False, font={"size": 12})
-    return fig.update_layout(margin_r=64)
+    beside = {"xref": "paper", "x": 1, "xanchor": "left", "xshift": 8, "showarrow": False, "font": {"size": 12}}
+    shares = [
+        {**beside, "y": row.label, "text": f"{100 * row.share:.{0 if row in published else 1}f} %"} for row in [*published, *shown.itertuples()]
+    ]
+    return fig.update_layout(margin_r=64, annotations=[*fig.layout.annotations, *shares])
 
 
 def over(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -16,18 +18,28 @@ MEASURES = {
 }
 
 
-def budget(layers: pd.DataFrame, *, measure: str = "weights", selected: str = "", rule: str = "", dark: bool = False) -> go.Figure:
+def budget(
+    layers: pd.DataFrame,
+    *,
+    measure: str = "weights",
+    selected: str = "",
+    rule: str = "",
+    by_hand: Mapping[str, str] | None = None,
+    dark: bool = False,
+) -> go.Figure:
     """Bars over depth: what goes (amber, darker for attention than for MLP) and what stays.
 
     `layers` is `WhatIf.layers` or a report's table 'layers'. `rule` is set where the split over layers is an estimate:
     bars are hatched then and say the rule on hover. Clicked bars carry the layer's name as customdata. Where the layers have
     a column edge_weight, the cause of a budget by MP edges, it stands on each bar as a mark, on an axis of its own at the right.
+    `by_hand` ({layer: what was set}) marks the bars that do not follow the rule alone, and says so on hover.
     """
     title, whole = MEASURES[measure]
     fig = theme.figure(finding(layers), dark=dark, height=340, y=title, keep=(measure, len(layers)))
     places = theme.layer_axis(fig, layers, dark=dark)
     lost, stays = _parts(layers, measure)
-    hover = _hover(layers, rule)
+    by_hand = by_hand or {}
+    hover = _hover(layers, rule, by_hand)
     hatch = {"shape": "/", "fillmode": "overlay", "fgcolor": theme.paper(dark), "fgopacity": 0.4, "size": 7, "solidity": 0.2} if rule else {}
     for kind, name in theme.KIND_NAMES.items():
         mask = layers["kind"].eq(kind).to_numpy()
@@ -55,6 +67,8 @@ def budget(layers: pd.DataFrame, *, measure: str = "weights", selected: str = ""
         )  # fmt: skip
     if "edge_weight" in layers:
         _edge_weights(fig, layers, places, dark)
+    if marked := [layer for layer in places if layer in by_hand]:
+        _by_hand(fig, marked, places, dark)
     if measure == "share":
         fig.update_layout(yaxis_range=[0, 103])
     if selected in places:
@@ -83,6 +97,15 @@ def _edge_weights(fig: go.Figure, layers: pd.DataFrame, places: dict[str, int], 
             "overlaying": "y", "side": "right", "range": [0, top], "showgrid": False, "fixedrange": True, "title": {"text": "Edge weight w"},
             "tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks],
         },
+    )  # fmt: skip
+
+
+def _by_hand(fig: go.Figure, marked: list[str], places: dict[str, int], dark: bool) -> None:
+    """A pin under the axis of every layer that a person set."""
+    ink = theme.ink(dark)
+    fig.add_scatter(
+        x=[places[layer] for layer in marked], y=np.zeros(len(marked)), mode="markers", name="set by hand", customdata=marked, cliponaxis=False,
+        marker={"symbol": "triangle-up", "size": 11, "color": ink, "line": {"color": theme.paper(dark), "width": 1}}, hoverinfo="skip",
     )  # fmt: skip
 
 
@@ -116,7 +139,7 @@ def _parts(layers: pd.DataFrame, measure: str) -> tuple[np.ndarray, np.ndarray]:
     return 100 * removed / weights, 100 * (1 - removed / weights)
 
 
-def _hover(layers: pd.DataFrame, rule: str) -> np.ndarray:
+def _hover(layers: pd.DataFrame, rule: str, by_hand: Mapping[str, str]) -> np.ndarray:
     lines = []
     for row in layers.itertuples():
         text = (
@@ -126,5 +149,7 @@ def _hover(layers: pd.DataFrame, rule: str) -> np.ndarray:
         )
         if "edge_weight" in layers:
             text += f"<br>edge weight w = {row.edge_weight:.2f}"
+        if row.layer in by_hand:
+            text += f"<br><b>by hand: {by_hand[row.layer]}</b>"
         lines.append(text + (f"<br>left dense: {row.note}" if row.note else "") + (f"<br><i>estimate: {rule}</i>" if rule else ""))
     return np.array(lines, dtype=object)

@@ -77,11 +77,13 @@ def shares(summary: pd.DataFrame, *, dark: bool = False, keep: object = True) ->
     changed = summary["changed"] / summary["images"]
     parts = dict(zip(OUTCOMES, (certified, 1 - certified - changed + summary["flipped"] / summary["images"], changed)))
     for outcome, values in parts.items():
+        ink = {} if OPACITY[outcome] == 1 else {"color": theme.ink(dark)}  # on a full colour Plotly finds the contrast itself
         colours = [theme.stage_colour(stage, dark) for stage in summary["stage"]]
         fig.add_bar(
             x=100 * values, y=names, orientation="h", name=outcome, text=[_share(v) if v >= 0.05 else "" for v in values],
-            textposition="inside", insidetextanchor="middle", textfont={"size": 12}, customdata=summary[["what", "images"]].to_numpy(),
+            textposition="inside", insidetextanchor="middle", customdata=summary[["what", "images"]].to_numpy(),
             marker={"color": [theme.tint(c, OPACITY[outcome]) for c in colours], "line": {"color": colours, "width": 1}},
+            textfont={"size": 12, **ink},
             hovertemplate=f"%{{customdata[0]}}<br>{outcome}: %{{x:.1f}} % of %{{customdata[1]}} images<extra></extra>",
         )  # fmt: skip
     fig.update_xaxes(range=[0, 100.5])

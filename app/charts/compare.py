@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from html import escape
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,9 @@ _LABEL_SIDES = {
     "pruned": ("middle left", "bottom left", "top left"),
     "healed": ("middle right", "top right", "bottom right"),
 }
+
+
+CROWD = 20  # runs from which on only marks on the front are named: names would stand on each other
 
 
 def front(points: pd.DataFrame) -> pd.DataFrame:
@@ -49,7 +53,8 @@ def accuracy_against_cost(
     for stage in theme.STAGES:
         rows = points[points["stage"] == stage] if len(points) else points
         if len(rows):
-            fig.add_trace(_stage_points(rows, stage, name, dark))
+            named = set(best.loc[best["stage"] == stage, "run"]) if points["run"].nunique() > CROWD else set(rows["run"])
+            fig.add_trace(_stage_points(rows, stage, name, named, dark))
     if literature is not None and len(literature):
         fig.add_scatter(
             x=literature["cost"], y=100 * literature["top1"], mode="markers", name="literature",
@@ -98,10 +103,11 @@ def _healing_lines(fig: go.Figure, points: pd.DataFrame, dark: bool) -> None:
         )  # fmt: skip
 
 
-def _stage_points(rows: pd.DataFrame, stage: str, cost: str, dark: bool) -> go.Scatter:
+def _stage_points(rows: pd.DataFrame, stage: str, cost: str, named: set[int], dark: bool) -> go.Scatter:
     rows = rows.sort_values("cost")
     sides = [_LABEL_SIDES[stage][i % len(_LABEL_SIDES[stage])] for i in range(len(rows))]
     labels = [str(run) if stage != "dense" else "dense" if len(rows) == 1 else f"dense {run}" for run in rows["run"]]
+    labels = [label if run in named else "" for label, run in zip(labels, rows["run"])]
     return go.Scatter(
         x=rows["cost"], y=100 * rows["top1"], mode="markers+text", name=stage, marker=theme.marker(stage, dark=dark, size=10),
         text=labels, textposition=sides, textfont={"size": 11}, cliponaxis=False,
@@ -109,7 +115,7 @@ def _stage_points(rows: pd.DataFrame, stage: str, cost: str, dark: bool) -> go.S
             "array": 100 * (rows["high"] - rows["top1"]), "arrayminus": 100 * (rows["top1"] - rows["low"]),
             "thickness": 1.2, "width": 4, "color": theme.tint(theme.stage_colour(stage, dark), 0.7),
         },
-        customdata=rows[["label", "low", "high", "images", "run"]].to_numpy(),
+        customdata=rows.assign(label=rows["label"].map(escape))[["label", "low", "high", "images", "run"]].to_numpy(),
         hovertemplate=f"%{{customdata[0]}}, {stage}<br>%{{y:.1f}} %, interval %{{customdata[1]:.1%}} to %{{customdata[2]:.1%}}"
         f"<br>n = %{{customdata[3]}}, {cost.lower()} %{{x:.3g}}<extra></extra>",
     )  # fmt: skip

@@ -13,6 +13,7 @@ METRICS = {
     "relative_l2": ("Relative L2", "‖pruned − dense‖ / ‖dense‖"),
     "cka": ("CKA distance", "1 − debiased linear CKA"),
 }
+CLOSER = 20  # runs from which on their rows stand closer together
 TOKENS = {"all": "All tokens", "class": "Class token", "patch": "Patch tokens", "image": "Whole image"}
 
 
@@ -65,12 +66,15 @@ def by_run(
     rows = distances(drift, metric=metric, tokens=tokens)
     stages = [stage for stage in theme.STAGES[1:] if len(rows) and stage in set(rows["stage"])]
     runs = [run for run in labels if len(rows) and run in set(rows["run"])]
-    fig = theme.figure(_runs_title(rows, labels), dark=dark, height=140 + 26 * max(2, len(runs)) * max(1, len(stages)), keep=keep)
+    fig = theme.figure(_runs_title(rows, labels), dark=dark, height=104, keep=keep)
     if not stages:
-        return fig
+        return fig.update_layout(height=192)
+    heatmaps, gap = (26 if len(runs) <= CLOSER else 15) * len(runs) * len(stages), 36 * (len(stages) - 1)  # pixels
+    fig.update_layout(height=104 + 36 + heatmaps + gap)
     largest = float(rows["distance"].max())
     depths = list(range(int(rows["depth"].max()) + 1))
-    fig.set_subplots(rows=len(stages), cols=1, shared_xaxes=True, vertical_spacing=0.12, subplot_titles=[s.capitalize() for s in stages])
+    titles = [stage.capitalize() for stage in stages]
+    fig.set_subplots(rows=len(stages), cols=1, shared_xaxes=True, vertical_spacing=gap / (heatmaps + gap), subplot_titles=titles)
     for panel, stage in enumerate(stages, start=1):
         grid = rows[rows["stage"] == stage].pivot_table(index="run", columns="depth", values="distance").reindex(index=runs, columns=depths)
         fig.add_heatmap(

@@ -84,8 +84,13 @@ def at_step(
     return fig
 
 
-def over_steps(drift: pd.DataFrame, seen: pd.DataFrame, *, metric: str = "cosine_distance", dark: bool = False, keep: object = True) -> go.Figure:
-    """Drift of each block (left to right by depth) at each step that was looked at (upwards, from pruned). Tables as for `at_step`."""
+def over_steps(
+    drift: pd.DataFrame, seen: pd.DataFrame, *, step: int | None = None, metric: str = "cosine_distance", dark: bool = False, keep: object = True
+) -> go.Figure:  # fmt: skip
+    """Drift of each block (left to right by depth) at each step that was looked at (upwards, from pruned). Tables as for `at_step`.
+
+    The row of `step` is outlined.
+    """
     looks = distances(seen.assign(tokens="all"), metric=metric, tokens="all")
     grid = looks.pivot_table(index="step", columns="depth", values="distance")
     pruned = _of(drift[drift["stage"] == "pruned"], metric).reindex(grid.columns)
@@ -101,6 +106,9 @@ def over_steps(drift: pd.DataFrame, seen: pd.DataFrame, *, metric: str = "cosine
     fig.update_layout(margin_t=48)
     fig.update_xaxes(dtick=1 if len(grid.columns) <= 24 else 4, showgrid=False)
     fig.update_yaxes(type="category", showgrid=False)
+    if step is not None:
+        row, ink = rows.index(f"step {step}"), theme.stage_colour("healed", dark)
+        fig.add_shape(type="rect", xref="paper", x0=0, x1=1, y0=row - 0.5, y1=row + 0.5, line={"color": ink, "width": 2})
     return fig
 
 
@@ -114,9 +122,14 @@ def _first_healed(grid: pd.DataFrame, pruned: pd.Series) -> str:
     return f"At step {step} half of the drift is gone" if step else "Half of the drift is gone before the first step"
 
 
-def accuracy(seen: pd.DataFrame, dense: float | None, *, dark: bool = False, keep: object = True) -> go.Figure:
-    """Top-1 at each step that was looked at, with its 95 % Wilson interval. Columns: step, top1, low, high, images; `dense` is the line above."""
+def accuracy(seen: pd.DataFrame, dense: float | None, *, step: int | None = None, dark: bool = False, keep: object = True) -> go.Figure:
+    """Top-1 at each step that was looked at, with its 95 % Wilson interval. Columns: step, top1, low, high, images.
+
+    Where the columns top1_dense and top1_pruned say how those networks did on the same images, they are lines; else `dense`, on all
+    images, is one. `step` is ringed.
+    """
     seen = seen.sort_values("step")
+    same = "top1_dense" in seen
     n = int(seen["images"].iloc[-1])
     title = f"From {100 * seen['top1'].iloc[0]:.1f} % to {100 * seen['top1'].iloc[-1]:.1f} % in {seen['step'].iloc[-1]} steps"
     fig = theme.figure(title, dark=dark, height=340, x="Healing step", y=f"Top-1 accuracy (%), n = {n}", keep=keep)
@@ -128,11 +141,15 @@ def accuracy(seen: pd.DataFrame, dense: float | None, *, dark: bool = False, kee
         error_y={"array": 100 * (seen["high"] - seen["top1"]), "arrayminus": 100 * (seen["top1"] - seen["low"]), "thickness": 1.2, "width": 4},
         hovertemplate="step %{x}, after %{customdata[2]:.3g} s<br>%{y:.1f} %, interval %{customdata[0]:.1%} to %{customdata[1]:.1%}<extra></extra>",
     )  # fmt: skip
-    if dense is not None:
+    lines = {stage: seen[f"top1_{stage}"].iloc[0] for stage in ("dense", "pruned")} if same else {"dense": dense} if dense is not None else {}
+    for stage, top1 in lines.items():
         fig.add_scatter(
-            x=at, y=[100 * dense] * len(at), mode="lines", name="dense", line={"color": theme.stage_colour("dense", dark), "width": 1.5},
-            hovertemplate="dense, all evaluation images: %{y:.1f} %<extra></extra>",
+            x=at, y=[100 * top1] * len(at), mode="lines", name=stage, line={"color": theme.stage_colour(stage, dark), "width": 1.5},
+            hovertemplate=f"{stage}, {'the same' if same else 'all evaluation'} images: %{{y:.1f}} %<extra></extra>",
         )  # fmt: skip
+    if step is not None and (now := seen[seen["step"] == step]["top1"]).size:
+        ring = {"symbol": "circle-open", "size": 18, "color": theme.ink(dark), "line": {"width": 2}}
+        fig.add_scatter(x=[str(step)], y=100 * now, mode="markers", name=f"step {step}", marker=ring, hoverinfo="skip", cliponaxis=False)
     fig.update_xaxes(type="category", showgrid=False)
     fig.update_yaxes(rangemode="tozero")
     return fig

@@ -46,10 +46,10 @@ def name(row: pd.Series) -> str:
     return f"{theme.role(row['layer'], row['part'])}, block {row['depth']}" if row["depth"] >= 0 else row["layer"]
 
 
-def spectrum(row: pd.Series, *, dark: bool = False, control: bool = False, height: int = 340) -> go.Figure:
+def spectrum(row: pd.Series, *, dark: bool = False, control: bool = False, moved: float | None = None, height: int = 340) -> go.Figure:
     """One matrix: histogram over a log axis, bulk shaded, density as a line, edge labelled, spikes as diamonds.
 
-    With `control`, also the same entries in random order, where the row knows them.
+    With `control`, also the same entries in random order, where the row knows them. `moved` is an edge σ₊ that a person put elsewhere.
     """
     keep = row["layer"] + row["part"]
     fig = theme.figure(_title(row), dark=dark, height=height, x="Eigenvalue λ = s²/n (log scale)", y="Eigenvalues a bin", keep=keep)
@@ -61,11 +61,12 @@ def spectrum(row: pd.Series, *, dark: bool = False, control: bool = False, heigh
         **_histogram(edges, counts), name="eigenvalues", showlegend=False, marker={"color": theme.tint(slate, 0.45)},
         hovertemplate="λ %{customdata[0]:.3g} to %{customdata[1]:.3g}<br>%{y:.0f} eigenvalues<extra></extra>",
     )  # fmt: skip
-    if control and isinstance(row.get("control_counts"), list):
-        steps = np.repeat(edges, 2)[1:-1], np.repeat(np.array(row["control_counts"], float), 2)
+    permuted = np.array(row["control_counts"], float) if control and isinstance(row.get("control_counts"), list) else np.zeros(0)
+    if len(permuted):
+        steps = np.repeat(edges, 2)[1:-1], np.repeat(permuted, 2)
         fig.add_scatter(x=steps[0], y=steps[1], mode="lines", name="same entries, permuted", line={"color": amber, "width": 1.5}, hoverinfo="skip")
     x, y = density(row)
-    lower, upper = _bulk(row)
+    (lower, upper), lowest = _bulk(row), edges[0]
     if len(x):
         dash = "solid" if row["applies"] else "dot"
         fig.add_vrect(x0=max(lower, edges[0]), x1=upper, fillcolor=theme.tint(teal, 0.1), line_width=0, layer="below")
@@ -76,6 +77,11 @@ def spectrum(row: pd.Series, *, dark: bool = False, control: bool = False, heigh
             text=f"edge σ₊ = {theme.number(row['sigma_plus'])}",
             xanchor="right" if upper > 0.5 * edges[-1] else "center",  # else it would be cut off at the right
         )  # fmt: skip
+    if moved:
+        place = moved**2 / max(row["rows"], row["cols"])
+        fig.add_vline(x=place, line={"color": amber, "width": 2.5})
+        fig.add_scatter(x=[None], y=[None], mode="lines", name=f"edge by hand = {theme.number(moved)}", line={"color": amber, "width": 2.5})
+        upper, lowest = max(upper, place), min(edges[0], place)
     spikes = np.array(row["spike_values"], float)
     if len(spikes):
         fig.add_scatter(
@@ -83,10 +89,10 @@ def spectrum(row: pd.Series, *, dark: bool = False, control: bool = False, heigh
             customdata=np.sqrt(spikes * max(row["rows"], row["cols"])), hovertemplate="spike: λ %{x:.3g}, s %{customdata:.3g}<extra></extra>",
             marker={"symbol": "diamond", "size": 8, "color": ink, "line": {"color": theme.paper(dark), "width": 1}},
         )  # fmt: skip
-    low, high = np.log10([edges[0], max(edges[-1], 1.1 * upper)])
+    low, high = np.log10([lowest, max(edges[-1], 1.1 * upper)])
     ticks = _ticks(low, high)
     fig.update_xaxes(type="log", range=[low - 0.02, high + 0.04], tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
-    fig.update_yaxes(range=[0, 1.06 * max([*counts, *y])])
+    fig.update_yaxes(range=[0, 1.06 * max([*counts, *y, *permuted])])
     return fig.update_layout(bargap=0, margin={"t": 80}, legend={"y": 1.07})
 
 

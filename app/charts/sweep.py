@@ -22,7 +22,7 @@ def accuracy(found: pd.DataFrame, *, title: str, dense: float | None = None, dar
     panels, healers = list(dict.fromkeys(found["panel"]))[:MOST_PANELS], list(dict.fromkeys(found["healer"]))
     shown, styles = found[found["panel"].isin(panels)], looks(found, dark=dark)
     fig = theme.figure(title, dark=dark, height=440, keep=keep)
-    top, bottom = 100 * max([*shown["high"], dense or 0.0]) + 3, max(0.0, 100 * shown["low"].min() - 4)
+    top, bottom = min(100.0, 100 * max([*shown["high"], dense or 0.0]) + 3), max(0.0, 100 * shown["low"].min() - 4)  # no accuracy is above 100 %
     width = (1 + GAP) / len(panels) - GAP
     for place, panel in enumerate(panels):
         number = "" if place == 0 else str(place + 1)

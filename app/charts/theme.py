@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import textwrap
+from functools import cache
 
 import pandas as pd
 import plotly.graph_objects as go
 
 STAGES = ("dense", "pruned", "healed")
-STAGE_COLOURS = {"dense": "#475569", "pruned": "#c2700a", "healed": "#0d9488"}  # slate, amber, teal on light
+STAGE_COLOURS = {"dense": "#475569", "pruned": "#b26200", "healed": "#0d8070"}  # slate, amber, teal on light
 STAGE_COLOURS_DARK = {"dense": "#8291b5", "pruned": "#f5a524", "healed": "#2dd4bf"}
 STAGE_SYMBOLS = {"dense": "circle", "pruned": "x", "healed": "diamond"}
 
@@ -28,7 +29,7 @@ NARROW = 430  # pixels that a chart has beside the sidebar of a narrow window
 TITLE_WIDTH, TITLE_LINE, LEGEND_ROW = 54, 22, 16  # characters of a title that fit there; pixels; pixels
 
 FONT = '"Source Sans", "Source Sans Pro", -apple-system, "Segoe UI", sans-serif'
-_INK = {False: "#1e293b", True: "#e2e8f0"}
+_INK = {False: "#0f172a", True: "#e2e8f0"}
 _QUIET = {False: "#5b6878", True: "#9aa8b8"}
 _GRID = {False: "#e6eaef", True: "#27323e"}
 _PAPER = {False: "#ffffff", True: "#10161d"}
@@ -73,6 +74,7 @@ def marker(stage: str, *, origin: str = "measured", dark: bool = False, size: in
     return {"color": colour, "symbol": STAGE_SYMBOLS[stage] + ORIGIN_SUFFIX[origin], "size": size, "line": {"color": colour, "width": 1.5}}
 
 
+@cache
 def template(dark: bool = False) -> go.layout.Template:
     """Fonts, margins, hover and axes of every chart; paper stays transparent so that the page shows through."""
     axis = {

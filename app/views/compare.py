@@ -1,16 +1,17 @@
-"""Compare: which run to take, and how sure that is. Accuracy against cost, drift over depth, what differs."""
+"""Compare: which run to take, and how sure that is. Accuracy against cost, drift over depth, what differs, and what to take along."""
 
 from __future__ import annotations
 
 import pandas as pd
 import streamlit as st
 
-from app import agreement_view, frame, profiles, published, results, state
+from app import agreement_view, decisions_view, frame, profiles, published, results, state
 from app.charts import compare as charts
 from app.charts import drift
+from app.review import clone_view, differs_view, lineage_view, sharing
 
 KNOWN = 200  # newest done runs on offer
-MOST = 20
+MOST = 50
 FRONT = (
     "Up and to the left is better; marks joined by the grey line are beaten by no other chosen mark. "
     "Where intervals overlap, these images do not tell the marks apart."
@@ -23,6 +24,19 @@ DRIFT = (
     "A row a run, a column a block, white is no drift; both panels share one scale. "
     "It shows distance on the drift images, not whether answers are right."
 )
+SHOWS = {  # under the main figure, one at a time, as the address bar says
+    "differs": "What differs", "lineage": "Lineage", "decisions": "Decisions", "clone": "Clone with one change", "accuracy": "Accuracy",
+    "layers": "Layers", "latency": "Latency", "seconds": "Time spent",
+}  # fmt: skip
+
+
+def offered() -> pd.DataFrame:
+    """The newest finished runs, and those that the link names although they are older."""
+    store = state.store()
+    newest = store.runs(status="done", limit=KNOWN)
+    known = set(newest["id"])
+    older = [run for run in state.ids("runs") if run not in known]
+    return pd.concat([newest, store.runs(status="done", ids=older, limit=len(older))], ignore_index=True) if older else newest
 
 
 def choose(done: pd.DataFrame) -> pd.DataFrame:
@@ -31,7 +45,7 @@ def choose(done: pd.DataFrame) -> pd.DataFrame:
     wanted = state.ids("runs")
     missing = [run for run in wanted if run not in by_id]
     if missing:
-        st.warning(f"Left out, because there is no finished run of that number: {', '.join(map(str, missing))}.")
+        st.warning(_left_out(missing), icon=":material/link_off:")
         state.put("runs", [run for run in wanted if run in by_id])
     if len(wanted) - len(missing) > MOST:
         st.warning(f"At most {MOST} runs are compared at once: the first {MOST} of the link were taken.")
@@ -40,7 +54,22 @@ def choose(done: pd.DataFrame) -> pd.DataFrame:
         "Runs", list(by_id), format_func=lambda run: results.short(by_id[run]) if run in by_id else str(run), max_selections=MOST,
         placeholder="Choose finished runs", **_tied_ids(),
     )  # fmt: skip
-    return done.set_index("id", drop=False).loc[list(state.ids("runs"))]
+    return done.set_index("id", drop=False).loc[list(state.ids("runs"))].reset_index(drop=True)
+
+
+def _left_out(missing: list[int]) -> str:
+    """Why runs of a link are not shown: they are there but not finished, were deleted, or never were."""
+    store = state.store()
+    there = store.runs(kind=None, ids=missing, limit=len(missing))
+    newest = store.runs(kind=None, limit=1)
+    last = int(newest["id"].iloc[0]) if len(newest) else 0
+    unfinished = [int(run) for run in there["id"]]
+    deleted = [run for run in missing if run not in unfinished and run < last]
+    never = [run for run in missing if run not in unfinished and run not in deleted]
+    said = [f"run {row.id} is {'no experiment' if row.status == 'done' else row.status}" for row in there.itertuples()]
+    said += [f"{results.runs(deleted)} {'was' if len(deleted) == 1 else 'were'} deleted since"] if deleted else []
+    said += [f"there is no finished run of that number: {', '.join(map(str, never))}"] if never else []
+    return f"Left out of the comparison: {'; '.join(said)}."
 
 
 def _tied_ids() -> dict[str, object]:
@@ -87,7 +116,7 @@ def unresolved(points: pd.DataFrame) -> None:
     if close.empty:
         st.markdown(f"Run {best['run']} is the most accurate, and its interval stands clear of all others (n = {best['images']}).")
         return
-    others = ", ".join(str(run) for run in close["run"])
+    others = ", ".join(str(run) for run in close["run"][:8]) + (f" and {len(close) - 8} others" if len(close) > 8 else "")
     st.markdown(
         f"Run {best['run']} has the highest accuracy, {100 * best['top1']:.1f} %. Against run{'s' if len(close) > 1 else ''} {others} "
         f"that is **not resolved (n = {best['images']})**: their intervals overlap."
@@ -114,29 +143,33 @@ def drift_over_depth(runs: pd.DataFrame) -> None:
 
 
 def details(runs: pd.DataFrame) -> None:
-    """Tables, each read only when asked for."""
-    names = ["What differs", "Accuracy", "Layers", "Latency", "Time spent"]
-    wanted = st.segmented_control("Tables", names, default=names[0], key="compare_tables")
-    ids, store = list(runs["id"]), state.store()
-    if wanted == "What differs":
-        table = results.differences({run: store.run(run).recipe for run in ids})
-        if table.empty:
-            st.caption("The recipes are alike in every field." if len(ids) > 1 else "Choose a second run to see what differs.")
-        else:
-            frame.table(table, key="what_differs")
-    elif wanted == "Accuracy":
-        accuracy, pairs = store.table(ids, "accuracy"), store.table(ids, "comparisons")
-        if accuracy.empty:
-            st.caption("The chosen runs have no accuracy: their images carry no labels.")
-        else:
-            frame.table(accuracy, key="accuracy", column_config=_PERCENT)
-        if len(pairs):
-            frame.table(pairs, key="verdicts", column_config=_VERDICTS)
-            st.caption("Exact McNemar test on the images both stages answered. It compares stages of one run; between runs, see the intervals.")
-    elif wanted:
-        frame.table(
-            store.table(ids, {"Layers": "layers", "Latency": "latency", "Time spent": "seconds"}[wanted]), key=wanted.lower().replace(" ", "_")
-        )
+    """What is asked for below the main figure, and only that is read."""
+    ids, store = [int(run) for run in runs["id"]], state.store()
+    tied = state.tie_value("show", "differs", allowed=list(SHOWS))
+    wanted = st.segmented_control("Show", list(SHOWS), format_func=SHOWS.get, required=True, **tied)
+    if wanted == "differs":
+        recipes = store.recipes(ids)
+        differs_view.section(runs, {run: recipes[run] for run in ids})
+    elif wanted == "lineage":
+        lineage_view.section(runs, chosen=ids)
+    elif wanted == "decisions":
+        decisions_view.of_runs(ids)
+    elif wanted == "clone":
+        clone_view.section(ids, {row["id"]: results.short(row) for row in runs.to_dict("records")})
+    elif wanted == "accuracy":
+        _accuracy(store.table(ids, "accuracy"), store.table(ids, "comparisons"))
+    else:
+        frame.table(store.table(ids, wanted), key=wanted)
+
+
+def _accuracy(accuracy: pd.DataFrame, pairs: pd.DataFrame) -> None:
+    if accuracy.empty:
+        st.caption("The chosen runs have no accuracy: their images carry no labels.")
+    else:
+        frame.table(accuracy, key="accuracy", column_config=_PERCENT)
+    if len(pairs):
+        frame.table(pairs, key="verdicts", column_config=_VERDICTS)
+        st.caption("Exact McNemar test on the images both stages answered. It compares stages of one run; between runs, see the intervals.")
 
 
 _PERCENT = {name: st.column_config.NumberColumn(format="percent") for name in ("top1", "top5", "low", "high")}
@@ -160,10 +193,7 @@ def empty(some: bool) -> None:
 profile = profiles.find()
 if profile is not None:
     frame.figures(frame.stage_rows(profile))
-finished = state.store().runs(status="done", limit=KNOWN)
-older = [run for run in state.ids("runs") if run not in set(finished["id"])]
-if older:  # a link may name runs older than those on offer
-    finished = state.store().runs(status="done", limit=1_000_000)
+finished = offered()
 if finished.empty:
     empty(some=False)
 else:
@@ -171,7 +201,9 @@ else:
     if chosen.empty:
         empty(some=True)
     else:
+        with frame.actions():
+            sharing.buttons(chosen)
         against_cost(chosen)
-        drift_over_depth(chosen)
         details(chosen)
+        drift_over_depth(chosen)
     agreement_view.section(list(chosen["id"]))

@@ -80,7 +80,8 @@ def narrow(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 def sweep(rows: pd.DataFrame, hollow: pd.DataFrame, card: str, model: str) -> None:
     """The main figure: images a second over batch size. Nothing below it is drawn until asked for."""
     fig = charts.batch_sweep(rows, hollow, device=card, dark=frame.dark(), keep=f"{card} {model}")
-    frame.chart(fig, key="batch_sweep", caption=SWEEP, data=pd.concat([part for part in (rows, hollow) if len(part)]))
+    caption = f"{SWEEP} {latency_rows.intervals(rows)}".strip()
+    frame.chart(fig, key="batch_sweep", caption=caption, data=pd.concat([part for part in (rows, hollow) if len(part)]))
     for note, which in latency_rows.remarks(rows).items() if len(rows) else ():
         st.markdown(f"**{theme.sentence(note)}** ({'; '.join(which)}).")
 

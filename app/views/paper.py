@@ -9,6 +9,7 @@ from app import frame, launch, ledger_view, paper_runs, profiles, published, sta
 from app.charts import paper as charts
 from starfish_lab import presets, settings
 from starfish_lab.errors import RecipeError
+from starfish_lab.recipe import Recipe
 
 KNOWN = 500  # newest done runs that are looked through
 ALL = "All methods"
@@ -34,14 +35,12 @@ def _seen(url: str) -> dict[tuple[int, str, str], tuple[str, str]]:
 
 
 def identities(done: pd.DataFrame) -> dict[int, tuple[str, str]]:
-    """{run: (published row, what differs)}; only runs not seen before are read."""
-    seen, found = _seen(settings.database_url()), {}
-    for run, recipe_hash, name in zip(done["id"], done["recipe_hash"], done["name"]):
-        known = (int(run), recipe_hash, name)
-        if known not in seen:
-            seen[known] = paper_runs.identity(state.store().run(int(run)).recipe)
-        found[int(run)] = seen[known]
-    return found
+    """{run: (published row, what differs)} of networks that have published rows; only runs not seen before are read."""
+    seen, rows = _seen(settings.database_url()), done[done["model"].isin(paper_runs.networks())]
+    known = {int(run): (int(run), recipe_hash, name) for run, recipe_hash, name in zip(rows["id"], rows["recipe_hash"], rows["name"])}
+    for run, recipe in state.store().recipes(run for run in known if known[run] not in seen).items():
+        seen[known[run]] = paper_runs.identity(Recipe.from_dict(recipe))
+    return {run: seen[key] for run, key in known.items() if key in seen}
 
 
 def pick(table: pd.DataFrame) -> tuple[str, str]:

@@ -10,35 +10,46 @@ import time
 import pandas as pd
 import streamlit as st
 
-from app import bakeoff_rows, frame, launch, profiles, state, sweep_view
-from app.charts import runs as charts
+from app import bakeoff_rows, decisions_view, frame, launch, profiles, results, state, sweep_view
+from app.review import lineage, lineage_view
 from starfish_lab.errors import StoreError
+from starfish_lab.store.people import VERDICTS
 
 SHOWN = 200  # rows in the browser at once
 KNOWN = 1000  # newest runs that the filters look through
 STATUSES = ("queued", "paused", "running", "done", "failed", "cancelled")
 VIEWS = {"runs": "Runs", "sweeps": "Sweeps"}
-APART = ("profile", "merging", "sweep")  # kinds that are no rows here: made by the way, or shown as sweeps
+APART = ("profile", "merging", "picture", "sweep")  # kinds that are no rows here: made by the way, or shown as sweeps
 BARS = "Accuracy"
 HEALING = ("experiment", "bakeoff")  # kinds that heal; of others the method of the recipe says nothing
-DONE = {"latency": "timed", "layer_times": "layers timed", "bakeoff": "baked"}  # what 'done' is called where it leaves no healed network
+# What 'done' is called where it leaves no healed network.
+DONE = {"latency": "timed", "layer_times": "layers timed", "bakeoff": "baked", "sensitivity": "measured"}
+
+
+def decided(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with a column `decision`, the newest of each or UNDECIDED."""
+    newest = decisions_view.newest(state.store().decisions(runs["id"])).set_index("run")["decision"]
+    return runs.assign(decision=[newest.get(run, decisions_view.UNDECIDED) for run in runs["id"]])
 
 
 def listed(runs: pd.DataFrame) -> pd.DataFrame:
     """The table a person sees, one row a run."""
-    percent = {f"{stage.capitalize()} (%)": 100 * runs[f"top1_{stage}"] for stage in ("dense", "pruned", "healed")}
     bars = (100 * runs[["top1_dense", "top1_pruned", "top1_healed"]].fillna(0)).round(1).to_numpy().tolist()
     seconds = runs["seconds"].where(runs["status"] == "done", runs["finished_at"].fillna(time.time()) - runs["started_at"])
     return pd.DataFrame({
         "Run": runs["id"], "Name": runs["name"], "Status": [_status(row) for row in runs.itertuples()],
-        "Sparsity (%)": 100 * runs["sparsity_prunable"].fillna(runs["sparsity"]),
-        "Of all (%)": 100 * runs["sparsity_all"],
-        **percent, BARS: bars,
-        "Model": runs["model"], "Pattern": runs["pattern"].replace("n_m", "n:m"),
         "Method": runs["method"].map(bakeoff_rows.label).where(runs["kind"].isin(HEALING), "timed only"),
-       
+        "Pattern": runs["pattern"].replace("n_m", "n:m"),
+        "Sparsity (%)": 100 * runs["sparsity_prunable"].fillna(runs["sparsity"]), "Of all (%)": 100 * runs["sparsity_all"],
+        **_percent(runs, "pruned", "healed"), BARS: bars,
+        "Decision": runs["decision"].where(runs["decision"] != decisions_view.UNDECIDED, None).str.capitalize(),
+        "Model": runs["model"], **_percent(runs, "dense"),
         "Seconds": seconds, "Submitted": pd.to_datetime(runs["created_at"], unit="s", utc=True), "From": runs["parent"], "Owner": runs["owner"],
     })  # fmt: skip
+
+
+def _percent(runs: pd.DataFrame, *stages: str) -> dict[str, pd.Series]:
+    return {f"{stage.capitalize()} (%)": 100 * runs[f"top1_{stage}"] for stage in stages}
 
 
 def _status(row) -> str:
@@ -53,14 +64,17 @@ def _number(help: str, *, width: int = 84, format: str = "%.1f"):
 
 COLUMNS = {
     "Run": st.column_config.NumberColumn(pinned=True, width=52),
-    "Name": st.column_config.TextColumn(width=120),
-    "Status": st.column_config.TextColumn(width=108),
+    "Name": st.column_config.TextColumn(width=110),
+    "Status": st.column_config.TextColumn(width=92),
+    "Method": st.column_config.TextColumn(width=150),
+    "Pattern": st.column_config.TextColumn(width=96),
     "Sparsity (%)": _number("Removed share of the prunable weights.", width=92),
-    "Of all (%)": _number("Removed share of all parameters.", width=76),
-    "Dense (%)": _number("Top-1 accuracy of the dense network."),
+    "Dense (%)": _number("Top-1 accuracy of the dense network.", width=78),
     "Pruned (%)": _number("Top-1 accuracy after pruning, before healing."),
-    "Healed (%)": _number("Top-1 accuracy after healing."),
-    BARS: st.column_config.BarChartColumn(y_min=0, y_max=100, width=84, help="Top-1 accuracy of dense, pruned and healed, 0 to 100 %."),
+    "Healed (%)": _number("Top-1 accuracy after healing.", width=82),
+    BARS: st.column_config.BarChartColumn(y_min=0, y_max=100, width=80, help="Top-1 accuracy of dense, pruned and healed, 0 to 100 %."),
+    "Decision": st.column_config.TextColumn(width=90, help="The newest one of a person, with its reason on the page of the run."),
+    "Of all (%)": _number("Removed share of all parameters.", width=76),
     "Model": st.column_config.TextColumn(width=94),
     "Seconds": _number("Of all stages; of a running one, so far.", format="%.0f"),
     "Submitted": st.column_config.DatetimeColumn(format="distance"),
@@ -75,12 +89,17 @@ def filters(runs: pd.DataFrame) -> pd.DataFrame:
         known = sorted(runs["model"].unique())
         model = state.get("of_model", "")
         options = ["", *known] if model in known or not model else ["", model, *known]
-        model = st.selectbox("Model", options, format_func=lambda name: name or "Any", width=240, **state.tie_value("of_model", ""))
-        text = st.text_input("Search", placeholder="name, method, owner, number", width=240, **state.tie_value("find", ""))
+        model = st.selectbox("Model", options, format_func=lambda name: name or "Any", width=190, **state.tie_value("of_model", ""))
+        verdicts = ("", *VERDICTS, decisions_view.UNDECIDED)
+        tied = state.tie_value("decided", "", allowed=verdicts)
+        verdict = st.selectbox("Decision", verdicts, format_func=lambda name: name.capitalize() or "Any", width=140, **tied)
+        text = st.text_input("Search", placeholder="name, method, owner …", width=200, **state.tie_value("find", ""))
     if status:
         runs = runs[runs["status"].isin(status)]
     if model:
         runs = runs[runs["model"] == model]
+    if verdict:
+        runs = runs[runs["decision"] == verdict]
     if text:
         words = runs["id"].astype(str) + " " + runs["name"] + " " + runs["method"] + " " + runs["owner"] + " " + runs["pattern"] + " " + runs["model"]
         runs = runs[words.str.contains(text, case=False, regex=False)]
@@ -127,7 +146,7 @@ def actions(runs: pd.DataFrame) -> None:
             st.rerun()
         if resting:
             with st.popover("Delete", icon=":material/delete:"):
-                st.markdown(f"Delete {_runs(resting)} with all figures and networks? Nothing brings them back.")
+                st.markdown(f"Delete {results.runs(resting)} with all figures and networks? Nothing brings them back.")
                 if st.button("Delete for good", key="delete", type="primary"):
                     _delete(resting)
         hint = "Open its recipe in the form, to change and launch."
@@ -139,6 +158,8 @@ def actions(runs: pd.DataFrame) -> None:
         if st.button("Compare", type="primary", icon=":material/compare_arrows:", key="compare", disabled=not done):
             state.put("runs", done)
             st.switch_page("views/compare.py")
+    if len(here):
+        decisions_view.of_runs([int(i) for i in here["id"]])
     if one is not None:
         _lineage(runs, one)
 
@@ -156,15 +177,10 @@ def _delete(chosen: list[int]) -> None:
         st.rerun()
 
 
-def _runs(ids: list[int]) -> str:
-    return f"run {ids[0]}" if len(ids) == 1 else f"{len(ids)} runs ({', '.join(map(str, ids[:8]))}{' …' if len(ids) > 8 else ''})"
-
-
 def _lineage(runs: pd.DataFrame, run: int) -> None:
-    members = charts.family(runs, run)
+    members = runs[runs["id"].isin(lineage.family(runs, run))]
     if len(members) > 1:
-        caption = "A line leads from a run to those cloned from it. It does not say what was changed: Compare does."
-        frame.chart(charts.lineage(members, chosen=run, dark=frame.dark(), keep=run), key=f"lineage_{run}", caption=caption)
+        lineage_view.section(members, chosen=[run], key=f"lineage_{run}")
 
 
 def empty() -> None:
@@ -181,7 +197,7 @@ def page(running: bool) -> None:
     """The table; drawn again every few seconds while something runs."""
     with frame.guard():
         runs = state.store().runs(kind=None, limit=KNOWN)
-        runs = runs[~runs["kind"].isin(APART)]
+        runs = decided(runs[~runs["kind"].isin(APART)])
         if runs.empty:
             empty()
             return

@@ -39,6 +39,11 @@ def indices(labels: list[str] | list[int], network: Network) -> tuple[LongTensor
     )
 
 
+def class_name(place: int, network: Network) -> str:
+    """What a class is called: its name, or 'class 7' where none is known."""
+    return network.class_names[place] if network.class_names else f"class {place}"
+
+
 def _known(network: Network) -> list[dict[str, int]]:
     lists = [network.facts.get("class_ids", ()), network.class_names]
     if network.num_classes == 1000:

@@ -1,4 +1,4 @@
-"""Looks at a network while it heals: the drift of every block and the accuracy at a few steps, so that healing can be explained.
+"""Looks at a network while it heals: drift of every block, accuracy, spectra and a strip of answers at a few steps, to explain healing.
 
 A look costs a forward pass over a few images, leaves the network and all random numbers as they are, and keeps rows, never
 a copy of the network. Healing with looks ends bit for bit where it ends without them.
@@ -9,15 +9,20 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from starfish_lab.data.images import ImageSet
-from starfish_lab.measure.accuracy import accuracy_row, predict
+from starfish_lab.gallery.answers import at
+from starfish_lab.healing.followed_spectra import FollowedSpectra
+from starfish_lab.healing.strip import Strip
+from starfish_lab.measure.accuracy import Predictions, accuracy_row, predict
 from starfish_lab.measure.drift import drift, states
 from starfish_lab.models.network import Network
 from starfish_lab.progress import Reporter
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
 
 DRIFT_IMAGES = 64  # at most: the dense network's states of all of them are kept in memory meanwhile
 EVALUATION_IMAGES = 256  # at most, the first that can be read: an interval of about ± 6 percent points
-TABLES = ("healing_drift", "healing_accuracy")
+TABLES = ("healing_drift", "healing_accuracy", "healing_spectra", "healing_strip")
 
 
 def look_at(steps: int, snapshots: int) -> tuple[int, ...]:
@@ -60,6 +65,8 @@ class Watch:
     dense, student : networks whose blocks correspond; the student is the very one that heals
     images : drift images (n, C, H, W), of which the first 64 are used; the dense network answers once
     evaluation : images of which the first 256 that can be read give the accuracy; without labels there is none
+    layers : whose spectra are followed; the student is as pruning left it when the watch is made
+    answers : {'dense', 'pruned': what these networks answered to `evaluation`}: with them a strip of images is followed
     file : keeps the rows beside a checkpoint, so that healing which goes on from there still has those of before
 
     Attributes
@@ -68,15 +75,18 @@ class Watch:
     """
 
     def __init__(
-        self, dense: Network, student: Network, images: Tensor, evaluation: ImageSet, *,
-        device: str = "cpu", reporter: Reporter | None = None, file: Path | None = None,
+        self, dense: Network, student: Network, images: Tensor, evaluation: ImageSet, *, layers: Sequence[str] = (),
+        answers: dict[str, Predictions] | None = None, device: str = "cpu", reporter: Reporter | None = None, file: Path | None = None,
     ):  # fmt: skip
         began = time.perf_counter()
         self._dense, self._student, self._device = dense, student, device
         self._reporter, self._file = reporter or Reporter(), file
         self._images = images[:DRIFT_IMAGES]
         self._known = states(dense, self._images, device=device)
-        self._evaluation = _first(evaluation)
+        self._evaluation, places = _first(evaluation)
+        self._spectra = FollowedSpectra(dense, student, list(layers), device=device)
+        self._before = {} if not answers or self._evaluation is None else {stage: at(found, places) for stage, found in answers.items()}
+        self._strip = Strip(self._evaluation, places, **self._before, network=dense) if self._before else None
         self._tables: dict[str, list[dict[str, object]]] = {name: [] for name in TABLES}
         self._first_step: int | None = None  # looked at by this very process
         self._started = 0.0
@@ -95,18 +105,24 @@ class Watch:
             if row.pop("tokens") in ("all", "image"):
                 self._tables["healing_drift"].append(when | row)
                 self._reporter.metric(f"drift.{row['depth']}", step, row["cosine_distance"])
+        self._tables["healing_spectra"] += self._spectra.look(self._student, step=step)
         if self._evaluation is not None:
-            found = accuracy_row(predict(self._student, self._evaluation, device=self._device))
-            self._tables["healing_accuracy"].append(when | {name: found[name] for name in ("top1", "low", "high", "images")})
+            answers = predict(self._student, self._evaluation, device=self._device)
+            found, before = accuracy_row(answers), {f"top1_{stage}": float(known.correct.mean()) for stage, known in self._before.items()}
+            self._tables["healing_accuracy"].append(when | {name: found[name] for name in ("top1", "low", "high", "images")} | before)
+            self._tables["healing_strip"] += self._strip.look(answers, step=step) if self._strip else []
             self._reporter.metric("top1", step, found["top1"])
         self._save()
         self.seconds += time.perf_counter() - began
 
     def finish(self, result: HealingResult) -> dict[str, list[dict[str, object]]]:
-        """{'healing_drift': a row a step and block, 'healing_accuracy': a row a step}, in the order of steps, once healing is done.
+        """{table of the report: rows in the order of steps}, once healing is done.
 
-        Columns: step, seconds (of healing up to there, the repair with it, the looks without), block, depth, cosine_distance,
-        relative_l2, cka (over all tokens, see `measure.drift`); and step, seconds, top1, low, high (95 % Wilson), images.
+        healing_drift : step, seconds (of healing up to there, the repair with it, the looks without), block, depth, cosine_distance,
+            relative_l2, cka (over all tokens, see `measure.drift`); a row a step and block
+        healing_accuracy : step, seconds, top1, low, high (95 % Wilson), images, and with `answers` top1_dense and top1_pruned of the same images
+        healing_spectra : see `followed_spectra`
+        strip, healing_strip : see `healing.strip`
         """
         if self._first_step is None:  # the interruption came after the last step
             self._tables = self._saved(before=result.steps + 1)
@@ -114,15 +130,16 @@ class Watch:
             self(result.steps)
         resumed = self._first_step or 0
         shift = result.seconds - self._tables["healing_drift"][-1]["seconds"] if resumed else 0.0  # steps before `resumed` ran unseen
-        for row in [row for rows in self._tables.values() for row in rows]:
+        for row in [*self._tables["healing_drift"], *self._tables["healing_accuracy"]]:
             row["seconds"] += result.repair_seconds + (shift if row["step"] >= resumed else 0.0)
-        return self._tables
+        spectra = self._spectra.rows + self._tables["healing_spectra"]
+        return self._tables | {"healing_spectra": spectra, "strip": self._strip.rows if self._strip else []}
 
     def _saved(self, *, before: int) -> dict[str, list[dict[str, object]]]:
         """What was seen before an interruption, up to but without a step: healing may have gone back to an earlier one."""
         with suppress(OSError, ValueError, TypeError, KeyError):
             saved = json.loads(self._file.read_text()) if self._file and before else dict.fromkeys(TABLES, [])
-            return {name: [row for row in saved[name] if row["step"] < before] for name in TABLES}
+            return {name: [row for row in saved.get(name, []) if row["step"] < before] for name in TABLES}
         return {name: [] for name in TABLES}
 
     def _save(self) -> None:
@@ -136,7 +153,9 @@ class Watch:
             os.replace(part, self._file)
 
 
-def _first(evaluation: ImageSet) -> ImageSet | None:
-    """The first readable images, decoded once; None without labels."""
+def _first(evaluation: ImageSet) -> tuple[ImageSet | None, NDArray]:
+    """The first readable images, decoded once, and their places; no images without labels."""
     found = None if evaluation.labels is None else next(evaluation.batches(EVALUATION_IMAGES), None)
-    return None if found is None else ImageSet.of(found[1], evaluation.labels[found[0]])
+    if found is None:
+        return None, np.zeros(0, int)
+    return ImageSet.of(found[1], evaluation.labels[found[0]], [evaluation.names[i] for i in found[0]]), found[0].numpy()

@@ -30,10 +30,13 @@ def fits(wanted: str, device: str, title: str = "") -> bool:
 def matches(wanted: str, title: str) -> bool:
     """Whether a device's title is that of a GPU of the wanted name: its words, whole and in this order, stand in the title.
 
-    A memory size in the name narrows it down. What stands in brackets (which device, which machine) does not count.
+    A memory size in the name narrows it down, in the driver's spelling (80GB) or Ray's (80G). What stands in brackets (which device,
+    which machine) does not count.
 
     >>> matches("gpu:A100", "NVIDIA A100-SXM4-80GB (cuda:0)"), matches("gpu:A100-40GB", "NVIDIA A100-SXM4-80GB (cuda:0)")
     (True, False)
+    >>> matches("gpu:A100-80GB", "A100-80G (node lab-3, 2 GPUs)"), matches("gpu:A100-80G", "NVIDIA A100 80GB PCIe (cuda:0)")
+    (True, True)
     >>> matches("gpu:A10", "NVIDIA A100-SXM4-80GB (cuda:0)"), matches("gpu:a40", "A40 (node lab-3, 2 GPUs)")
     (False, True)
     """
@@ -57,5 +60,6 @@ def short(title: str) -> str:
 
 
 def _words(title: str) -> list[str]:
-    """The words of a GPU's name in capitals; none of a CPU's."""
-    return [] if "(cpu" in title else re.findall(r"[A-Z0-9]+", re.sub(r"\(.*", "", title).upper())
+    """The words of a GPU's name in capitals, a memory size as Ray spells it; none of a CPU's."""
+    words = [] if "(cpu" in title else re.findall(r"[A-Z0-9]+", re.sub(r"\(.*", "", title).upper())
+    return [re.sub(r"^(\d+)GB$", r"\1G", word) for word in words]

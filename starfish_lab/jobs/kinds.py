@@ -43,12 +43,25 @@ def _merging(run: Run, *, store: Store, reporter: Reporter, folder: Path, device
     return tokens_view.compute(run.recipe, reporter=reporter, device=device)
 
 
+def _picture(run: Run, *, store: Store, reporter: Reporter, folder: Path, device: str) -> Report:
+    from starfish_lab.gallery import own_picture
+
+    return own_picture.compute(run.plan, reporter=reporter, device=device)
+
+
 def _bakeoff(run: Run, *, store: Store, reporter: Reporter, folder: Path, device: str) -> Report:
     from starfish_lab.bakeoff.run import run as bake
 
     return bake(run.plan, reporter=reporter, folder=settings.home() / "bakeoff", device=device)  # one book for all: none repeats another's cells
 
 
+def _sensitivity(run: Run, *, store: Store, reporter: Reporter, folder: Path, device: str) -> Report:
+    from starfish_lab.sensitivity.run import run as measure
+
+    return measure(run.plan, reporter=reporter, folder=settings.home() / "sensitivity", device=device)  # one book for all, as of bake-offs
+
+
 KINDS: dict[str, Callable[..., Report]] = {
-    "experiment": _experiment, "profile": _profile, "merging": _merging, "layer_times": _layer_times, "latency": _latency, "bakeoff": _bakeoff,
+    "experiment": _experiment, "profile": _profile, "merging": _merging, "picture": _picture, "layer_times": _layer_times, "latency": _latency,
+    "bakeoff": _bakeoff, "sensitivity": _sensitivity,
 }  # fmt: skip

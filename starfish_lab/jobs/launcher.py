@@ -13,6 +13,7 @@ import time
 import webbrowser
 
 from starfish_lab import settings
+from starfish_lab.attached import start
 from starfish_lab.errors import LabError
 from starfish_lab.jobs import address
 
@@ -37,7 +38,7 @@ def launch(*, port: int | None = None, devices: str | None = None, open_browser:
     for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):
         signal.signal(getattr(signal, name), lambda *_: stop.set())
 
-    server = _start(app or _streamlit(port), stdout=subprocess.DEVNULL)  # its banner would print the address a second time
+    server = start(app or _streamlit(port), stdout=subprocess.DEVNULL)  # its banner would print the address a second time
     workers: list[_Worker] = []
     try:
         workers += _workers(cluster, devices or settings.DEVICES())
@@ -68,7 +69,7 @@ class _Worker:
         self._begin()
 
     def _begin(self) -> None:
-        self.process = _start(self._module)
+        self.process = start(self._module)
         self._began_at = time.monotonic()
 
     def look_after(self) -> None:
@@ -91,13 +92,6 @@ def _workers(cluster: str | None, devices: str) -> list[_Worker]:
     ray = [_Worker(f"Ray at {cluster}", ["starfish_lab.jobs.ray_dispatcher"])] if cluster else []
     names = [] if cluster and devices == "auto" else _devices(devices)
     return ray + [_Worker(device, ["starfish_lab.jobs.worker", "--device", device]) for device in names]
-
-
-def _start(module: list[str], **options: object) -> subprocess.Popen:
-    """A child that runs a Python module, ends with this process, and does not hear the terminal's Ctrl-C itself."""
-    path = os.pathsep.join(filter(None, (str(settings.ROOT), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "starfish_lab.jobs.attached", *module]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}, start_new_session=True, **options)
 
 
 def _stop(processes: list[subprocess.Popen]) -> None:

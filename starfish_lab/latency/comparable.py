@@ -42,6 +42,33 @@ def badge(a: Mapping[str, object], b: Mapping[str, object]) -> str:
     return f"not comparable ({'; '.join(reasons)})" if reasons else "comparable"
 
 
+def covered(row: Mapping[str, object]) -> str:
+    """What the interval of a row knows of, in words; '' for what has none.
+
+    >>> covered({"images_per_s": 9.0, "starts": 8}), covered({"images_per_s": 9.0})
+    ('8 fresh starts', 'rounds within one process')
+    """
+    if _get(row, "source") or _get(row, "images_per_s") is None:
+        return ""
+    starts = int(_get(row, "starts") or 1)  # older rows do not tell: all were timed in one process
+    return f"{starts} fresh starts" if starts > 1 else "rounds within one process"
+
+
+def caution(a: Mapping[str, object], b: Mapping[str, object]) -> str:
+    """What to keep in mind of the intervals of two rows, in a sentence; '' for nothing.
+
+    Their times may be compared all the same: an interval from one process is only narrower than what another process would find.
+
+    >>> caution({"images_per_s": 9.0, "starts": 8}, {"images_per_s": 8.0})
+    'the interval of the second covers rounds within one process and not how processes differ: measured again, a ratio may land outside'
+    """
+    narrow = [place for place, row in (("first", a), ("second", b)) if covered(row).startswith("rounds")]
+    if not narrow:
+        return ""
+    whose = f"interval of the {narrow[0]} covers" if len(narrow) == 1 else "intervals of both cover"
+    return f"the {whose} rounds within one process and not how processes differ: measured again, a ratio may land outside"
+
+
 def _told(row: Mapping[str, object]) -> dict[str, object]:
     """What a row says of everything that counts; None where it says nothing."""
     found = {key: _get(row, key) for key in EQUAL}

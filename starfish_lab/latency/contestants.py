@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -13,20 +14,30 @@ from starfish_lab import tokens as merging
 from starfish_lab.errors import Refused
 from starfish_lab.execution.build import Ready, ready
 from starfish_lab.execution.choice import DENSE, Execution, merging_of
+from starfish_lab.execution.proof import Proof
 from starfish_lab.latency.plan import LatencyPlan
 from starfish_lab.measure import latency, macs
 from starfish_lab.measure.memory import Peak
 from starfish_lab.models.network import Network
-from starfish_lab.preparation import Prepared
 from starfish_lab.progress import Reporter
+from starfish_lab.pruning.masks import Masks
 
 PROVEN_ON = 8  # images
 
 
+class Networks(NamedTuple):
+    """What executions are made of."""
+
+    dense: Network
+    pruned: Network
+    masks: Masks
+
+
 @dataclass
 class Contestant:
-    """An execution that is ready to run, or the reason why it is not.
+    """An execution that is ready to run, or the reason why it is not. Plain data but for `ready`.
 
+    note, proof : of `ready`
     macs : multiply-adds of an image that it computes: of a 2:4 kernel half of its layer's, of a mask all
     weight_bytes : of its weights on the device
     tokens : how many it merges, '' for none
@@ -35,6 +46,8 @@ class Contestant:
     execution: Execution
     ready: Ready | None = None
     refusal: str = ""
+    note: str = ""
+    proof: Proof | None = None
     macs: int = 0
     weight_bytes: int = 0
     tokens: str = ""
@@ -55,15 +68,17 @@ class Contestant:
         return partial(run, run.inputs(images))
 
 
-def build(plan: LatencyPlan, dense: Network, prepared: Prepared, *, device: str, reporter: Reporter) -> list[Contestant]:
-    """Every contestant of the plan, all on the device at once: one race then pairs any two of them."""
-    found, asked = [], plan.contestants()
-    for done, execution in enumerate(asked):
+def build(
+    plan: LatencyPlan, executions: Sequence[Execution], networks: Networks, *, device: str, reporter: Reporter
+) -> list[Contestant]:  # fmt: skip
+    """Every execution as a contestant, all on the device at once: one race then pairs any two of them."""
+    found = []
+    for done, execution in enumerate(executions):
         reporter.check()
-        found.append(_contestant(plan, execution, dense, prepared, device))
+        found.append(_contestant(plan, execution, networks, device))
         if found[-1].refusal:
             reporter.note(f"{execution.label} is not timed: {found[-1].refusal}")
-        reporter.progress(done + 1, len(asked))
+        reporter.progress(done + 1, len(executions))
     return found
 
 
@@ -87,12 +102,11 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "")[:200] or type(error).__name__
 
 
-def _contestant(plan: LatencyPlan, execution: Execution, dense: Network, prepared: Prepared, device: str) -> Contestant:
-    before = _allocated(device)
+def _contestant(plan: LatencyPlan, execution: Execution, networks: Networks, device: str) -> Contestant:
+    before, (dense, pruned, masks) = _allocated(device), networks
     try:
         found = ready(
-            dense, prepared.network, prepared.result.masks, execution, device=device, tokens=plan.recipe.tokens,
-            images=_proof_images(plan, execution, dense),
+            dense, pruned, masks, execution, device=device, tokens=plan.recipe.tokens, images=_proof_images(plan, execution, dense)
         )  # fmt: skip
     except Refused as error:
         return Contestant(execution, refusal=str(error))
@@ -105,7 +119,8 @@ def _contestant(plan: LatencyPlan, execution: Execution, dense: Network, prepare
     merged = merging.facts(network)
     counts = [] if merged is None else merged["r"]
     return Contestant(
-        execution, ready=found, macs=_macs(network, dense if execution.backend == DENSE else prepared.network, plan, execution),
+        execution, ready=found, note=found.note, proof=found.proof,
+        macs=_macs(network, dense if execution.backend == DENSE else pruned, plan, execution),
         weight_bytes=_allocated(device) - before if device.startswith("cuda") else _bytes(network),
         tokens=",".join(map(str, counts if len(set(counts)) > 1 else counts[:1])),
     )  # fmt: skip

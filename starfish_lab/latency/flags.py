@@ -17,7 +17,7 @@ from starfish_lab.report import Report
 
 SHOWN = (
     "execution", "batch", "latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "images_per_s", "speedup", "speedup_low", "speedup_high",
-    "speedup_best", "best_dense", "peak_share", "joules_per_image", "note",
+    "speedup_best", "best_dense", "peak_share", "joules_per_image", "starts", "note",
 )  # fmt: skip
 
 
@@ -28,6 +28,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", help="each of them through torch.compile too")
     parser.add_argument("--batches", metavar="N,M,…", help="batch sizes, e.g. 1,8,64")
     parser.add_argument("--seconds", type=float, help="timed, of each execution at each batch size")
+    parser.add_argument("--starts", type=int, metavar="N", help="fresh processes that share these seconds; 1: this process alone")
     parser.add_argument("--no-layers", action="store_true", help="leave the times by layer out")
     parser.add_argument("--out", metavar="FILE", help="write a results file instead of using the store; needs no package of the app")
     parser.add_argument("--import", dest="imported", metavar="FILE", help="put a results file of another machine into the store")
@@ -44,6 +45,8 @@ def plan(arguments: argparse.Namespace) -> LatencyPlan:
         changes["batches"] = tuple(map(_batch, _listed(arguments.batches)))
     if arguments.seconds is not None:
         changes["seconds"] = arguments.seconds
+    if arguments.starts is not None:
+        changes["starts"] = arguments.starts
     if arguments.no_layers:
         changes["layers"] = False
     return replace(found, **changes)

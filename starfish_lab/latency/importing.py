@@ -10,9 +10,18 @@ from starfish_lab.latency.plan import LatencyPlan
 from starfish_lab.report import Report
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from starfish_lab.store import Store
 
-OWNER = "imported"  # whose runs these are
+OWNER = "imported"  # whose runs these are where nobody signs in
+
+
+def brought(runs: pd.DataFrame) -> pd.Series:
+    """Which of the runs in a list (`Store.runs`) came in as a file."""
+    from starfish_lab.store.queue import IMPORTED  # where there is no store there is no list: timing alone needs no database
+
+    return (runs["stage"] == IMPORTED) | (runs["owner"] == OWNER)  # stores of before say it by the owner alone
 
 
 def import_file(store: Store, path: Path) -> int:
@@ -35,7 +44,7 @@ def keep(store: Store, report: Report, plan: LatencyPlan, *, name: str) -> int:
 def _kept(store: Store, report: Report, plan: LatencyPlan) -> int | None:
     """The run that holds these very timings, so that a file that comes in twice does not count twice."""
     runs = store.runs("latency", status="done")
-    for run in runs.loc[(runs["owner"] == OWNER) & (runs["recipe_hash"] == plan.fingerprint()), "id"].astype(int):
+    for run in runs.loc[brought(runs) & (runs["recipe_hash"] == plan.fingerprint()), "id"].astype(int):
         if store.report(run).tables["latency"] == report.tables["latency"]:
             return run
     return None

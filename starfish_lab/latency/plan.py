@@ -19,6 +19,8 @@ from starfish_lab.errors import RecipeError
 from starfish_lab.execution.choice import DENSE, PRECISIONS, Execution
 from starfish_lab.recipe import Recipe, RecipePlan
 
+STARTS, FEWEST_STARTS = 8, 3  # usual; at least, where time runs out
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyPlan(RecipePlan):
@@ -28,6 +30,8 @@ class LatencyPlan(RecipePlan):
     executions : labels of `execution.choice.Execution`, e.g. 'merged+sliced, bf16, compiled'
     batches : images at a time; batch 1 is the scenario 'single', larger ones 'offline'
     seconds, min_iterations : at least so much is timed of each execution at each batch, the second unless it takes five times `seconds`
+    starts : fresh processes that share the seconds, one after the other; 1 times in this process alone, and its intervals then know
+        nothing of how processes differ. Where the time is spent (slow networks, and what every process compiles anew) FEWEST_STARTS do
     layers : also time layer by layer (apart from the race, at the largest batch, what is not compiled)
     """
 
@@ -39,6 +43,7 @@ class LatencyPlan(RecipePlan):
     batches: tuple[int, ...] = (1, 8, 32)
     seconds: float = 2.0
     min_iterations: int = 200
+    starts: int = STARTS
     layers: bool = True
 
     def __post_init__(self) -> None:
@@ -50,6 +55,7 @@ class LatencyPlan(RecipePlan):
             checks.whole("batches", batch)
         checks.number("seconds", self.seconds, 0.001)
         checks.whole("min_iterations", self.min_iterations)
+        checks.whole("starts", self.starts)
 
     @classmethod
     def of(cls, recipe: Recipe, **changes: object) -> Self:

@@ -1,6 +1,8 @@
 """A latency run as one JSON file: written where a GPU is, read where the store is. Checked in both directions; no torch here.
 
-    {"starfish_lab_latency_results": 1, "plan": the plan, "tables": {table: [row, …]}}
+    {"starfish_lab_latency_results": 2, "plan": the plan, "tables": {table: [row, …]}}
+
+Files of version 1 are read too: all they hold was timed in one process.
 
 Every number is finite, every column holds what its readers expect, and the fingerprint is the hash of the facts in the table 'hardware',
 so that a file cannot claim another machine by accident.
@@ -11,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
+from dataclasses import replace
 from pathlib import Path
 
 from starfish_lab.errors import LabError, RecipeError
@@ -19,7 +22,7 @@ from starfish_lab.latency.plan import LatencyPlan
 from starfish_lab.measure.fingerprint import HASH, digest
 from starfish_lab.report import Report
 
-KEY, VERSION = "starfish_lab_latency_results", 1
+KEY, VERSION, READ = "starfish_lab_latency_results", 2, (1, 2)
 # Columns of the table 'latency' that every file has, and what they hold; figures are None in the rows of what was refused.
 TEXTS = ("stage", "execution", "backend", "precision", "scenario", "dtype", "device", "device_name", "fingerprint", "note")
 RATIOS = ("speedup", "speedup_low", "speedup_high", "speedup_best", "speedup_best_low", "speedup_best_high")  # None without a dense network
@@ -75,12 +78,14 @@ def parse(text: str, *, name: str = "The file") -> tuple[Report, LatencyPlan]:
         data = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise LabError(f"{name} is not valid JSON: {error}. {AGAIN}") from None
-    if not isinstance(data, dict) or data.get(KEY) != VERSION:
+    if not isinstance(data, dict) or data.get(KEY) not in READ:
         raise LabError(f'{name} is no results file: expected a JSON object with "{KEY}": {VERSION}. {AGAIN}')
     try:
         plan = LatencyPlan.from_dict(data.get("plan"))
     except RecipeError as error:
         raise LabError(f"The plan in {name} is broken: {error}") from None
+    if data[KEY] == 1:
+        plan = replace(plan, starts=1)
     report = Report(_tables(data.get("tables"), name))
     _check_rows(report, name)
     _check_fingerprint(report, name)
@@ -135,7 +140,9 @@ def _latency_row(row: dict[str, object]) -> dict[str, tuple[bool, str]]:
         right[column] = (missing or _positive(row.get(column)), "a number above 0")
     right |= {column: (isinstance(row.get(column), str | None), "a text or nothing") for column in FURTHER_TEXTS}
     right |= {column: (row.get(column) is None or _number(row[column]), "a number or nothing") for column in FURTHER_NUMBERS}
-    right["batch"] = (_positive(row.get("batch")) and isinstance(row["batch"], int), "a whole number above 0")
+    for column in ("batch", "starts"):
+        value = row.get(column, 1 if column == "starts" else None)  # which rows of version 1 do not tell
+        right[column] = (_positive(value) and isinstance(value, int), "a whole number above 0")
     if all(fits for fits, _ in right.values()):
         execution = _execution(row["execution"])
         right["execution"] = (execution is not None, "an execution of this lab")

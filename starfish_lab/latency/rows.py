@@ -1,4 +1,4 @@
-"""Rows of the latency table, from the rounds of a race."""
+"""Rows of the latency table, from the rounds of a race in one or several starts."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ FIGURES = (
     "latency_ms_p50", "latency_ms_p90", "latency_ms_p99",
     *(f"{name}{bound}" for name in ("images_per_s", "speedup", "speedup_best") for bound in BOUNDS),
     "best_dense", "tflops", "peak_share", "macs_g", "joules_per_image", "energy_method", "memory_bytes", "largest_difference", "tolerance",
-    "top1_agreement", "iterations",
+    "top1_agreement", "iterations", "starts",
 )  # fmt: skip
 
 
 def timed(
-    entries: Iterable[Contestant], rounds: Mapping[str, latency.Rounds], batch: int, peaks: Mapping[str, float],
+    entries: Iterable[Contestant], rounds: Mapping[str, latency.Starts], batch: int, peaks: Mapping[str, float],
     joules: Mapping[str, float | None], memory: Mapping[str, int | None], about: Mapping[str, object], remark: str = "",
 ) -> list[dict[str, object]]:  # fmt: skip
     """One row an entry of a race.
 
+    rounds : {label: {start: its rounds}}
     peaks : {precision: TFLOP/s}; joules, memory : {label: of an image, bytes}; about : what all rows share; remark : for the note of all
     """
     entries = list(entries)
@@ -34,7 +35,7 @@ def timed(
     for entry in entries:
         own = rounds[entry.label]
         tflops = 2 * entry.macs * found[entry.label]["images_per_s"] / 1e12
-        peak, proof = peaks.get(entry.execution.precision), entry.ready.proof
+        peak, proof = peaks.get(entry.execution.precision), entry.proof
         few = latency.remark("", found[entry.label]["iterations"])
         figures = {
             **found[entry.label],
@@ -44,7 +45,7 @@ def timed(
             "joules_per_image": joules.get(entry.label), "memory_bytes": memory.get(entry.label),
             "largest_difference": proof.largest_difference, "tolerance": proof.tolerance, "top1_agreement": proof.top1_agreement,
         }  # fmt: skip
-        note = "; ".join(part for part in (entry.ready.note, few, remark) if part)
+        note = "; ".join(part for part in (entry.note, few, remark) if part)
         rows.append({**_identity(entry, batch), **dict.fromkeys(FIGURES), **figures, **about, "note": note})
     return rows
 

@@ -2,7 +2,8 @@
 
 All contestants stand on the device together and take turns in one race a batch size (see `measure.latency`), so that any two of them are
 paired round by round: an execution with the dense network of its own precision, and with the best dense network of all, which is known
-only afterwards. Report tables:
+only afterwards. The race is run in several fresh processes, one after the other, since processes differ by more than the rounds of one
+show: ratios are means over these starts, and their intervals say where another such measurement lands (see `measure.again`). Report tables:
 
 table           a row is                     columns
 --------------  ---------------------------  -------------------------------------------------------------------------------------------
@@ -13,10 +14,11 @@ latency         an execution at a batch      stage (dense: whole; pruned: all el
                                              images a second at that batch), tflops (2 × macs_g a second), peak_share (of the table peak),
                                              macs_g (of an image), joules_per_image and energy_method (see `energy`), memory_bytes (weights
                                              and the most that lay beside them), largest_difference, tolerance and top1_agreement (see
-                                             `execution.proof`), iterations, tokens (merged a block, '' for none), throttle (why the clocks
-                                             were held down, '' for no reason), model, dtype, device, device_name, fingerprint, threads, note
+                                             `execution.proof`), iterations, starts (1: in this process alone), tokens (merged a block, ''
+                                             for none), throttle (why the clocks were held down, '' for no reason), model, dtype, device,
+                                             device_name, fingerprint, threads, note
 latency_layers  a layer of an execution      execution, batch, layer, kind, ms, share (see `layers`)
-sensors         a reading                    batch, when (before the race, or after it under load), and the columns of `sensors`
+sensors         a reading                    batch, start, when (before the race, or after it under load), and the columns of `sensors`
 peak            a precision                  precision, tflops, gb_per_s, shape
 hardware        a fact of the fingerprint    name, value
 
@@ -25,15 +27,17 @@ and totals, layers, ledger, seconds, notes, provenance as every run has them.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from itertools import product
 
-from starfish_lab.errors import LabError
+from starfish_lab import tokens
 from starfish_lab.execution import slicing
-from starfish_lab.latency import contestants as entries
-from starfish_lab.latency import energy, layers, peak, sensors
-from starfish_lab.latency.contestants import Contestant
-from starfish_lab.latency.plan import LatencyPlan
+from starfish_lab.latency import contestants, fresh, sensors
+from starfish_lab.latency.contestants import Networks
+from starfish_lab.latency.plan import FEWEST_STARTS, LatencyPlan
 from starfish_lab.latency.rows import refused, timed
+from starfish_lab.latency.start import Job, Start, start
 from starfish_lab.measure import hardware, latency
 from starfish_lab.measure.costs import totals_row
 from starfish_lab.models.loading import load
@@ -49,7 +53,7 @@ RANDOM = "The weights are random: how long a network takes does not depend on th
 def run(plan: LatencyPlan, *, dense: Network | None = None, reporter: Reporter | None = None, device: str = "auto") -> Report:
     """Prune without images, build every execution, prove it, race it.
 
-    dense : the network, where it is not one that `plan.recipe.model` can load
+    dense : the network, where it is not one that `plan.recipe.model` can load; several starts need one that can be pickled
 
     Raises LabError for what the person can mend (a pattern that needs images, memory that holds not one) and Cancelled when asked to
     stop. What a device cannot run is a row that says so. A batch that does not fit into memory is halved, and the note says so.
@@ -68,98 +72,65 @@ def run(plan: LatencyPlan, *, dense: Network | None = None, reporter: Reporter |
         small = slicing.slice_network(prepared.network, masks)
     for name, network in {"dense": dense, "pruned": prepared.network}.items():
         report.add("totals", [totals_row(name, network, prepared.result, small if name == "pruned" else None)])
-    with staged(report, reporter, "peak"):
-        report.add("peak", peak.measure(device, [execution.precision for execution in plan.contestants()]))
-    with staged(report, reporter, "build"):
-        if device.startswith("cuda"):  # where the copies of all executions are made
-            dense, prepared = _moved(dense, device), replace(prepared, network=_moved(prepared.network, device))
-        found = entries.build(plan, dense, prepared, device=device, reporter=reporter)
-    with staged(report, reporter, "latency"):
-        largest = _batches(report, reporter, plan, found, device)
-    if plan.layers:
-        with staged(report, reporter, "layers"):
-            _layers(report, reporter, found, largest, device)
+    job = Job(plan, device, tuple(plan.contestants()), plan.batches, starts=plan.starts)
+    networks = Networks(dense, tokens.unmerged(prepared.network), masks)  # executions merge for themselves; hooks are for no other process
+    if plan.starts == 1:
+        found = [start(job, networks, reporter=reporter)]
+        report.add("seconds", found[0].report.tables["seconds"])
+    else:
+        with staged(report, reporter, "latency") as parts:
+            found = _starts(report, reporter, job, networks)
+            parts |= {stage: seconds for stage, seconds in _spent(found).items() if stage != "latency"}
+    _tell(report, job, found)
     report.add("hardware", [{"name": name, "value": value} for name, value in hardware.fingerprint(device).items()])
     provenance(report, recipe, dense, device)
     return report
 
 
-def _moved(network: Network, device: str) -> Network:
-    copied = network.copy()
-    copied.module.to(device)
-    return copied
+def _starts(report: Report, reporter: Reporter, job: Job, networks: Networks) -> list[Start]:
+    """One process after the other; after FEWEST_STARTS no more than there is time for."""
+    plan, found = job.plan, []
+    contestants.empty(job.device)  # what pruning took there is for the processes
+    longest = latency.PATIENCE * plan.seconds * len(job.executions) * len(plan.batches)
+    with fresh.processes(networks) as process:
+        while len(found) < plan.starts:
+            spent = _spent(found)
+            if len(found) >= FEWEST_STARTS and spent["build"] + spent["latency"] > longest:
+                why = "each compiles anew" if any(execution.compile for execution in job.executions) else "passes or their preparation are slow"
+                note(report, reporter, [f"Timed in {len(found)} fresh processes instead of {plan.starts}: {why}, and the time of the plan is spent."])
+                break
+            found.append(process(replace(job, number=len(found) + 1), reporter))
+            able = {entry.label for entry in found[0].entries if not entry.refusal}
+            job = replace(job, executions=tuple(one for one in job.executions if one.label in able), batches=tuple(found[0].races))
+    return found
 
 
-def _batches(report: Report, reporter: Reporter, plan: LatencyPlan, found: list[Contestant], device: str) -> int:
-    """Race at every batch size, or its half where it does not fit, and so on. Returns the largest that was timed."""
-    waiting, done = {batch: batch for batch in plan.batches}, []  # {batch: the one that was asked for}
-    while waiting:
-        batch = min(waiting)
-        asked = waiting.pop(batch)
-        try:
-            _race(report, reporter, plan, found, batch, device, f"batch {asked} did not fit" if asked != batch else "")
-            done.append(batch)
-        except Exception as error:
-            if not entries.out_of_memory(error):
-                raise
-        else:
-            reporter.progress(len(done), len(plan.batches))
-            continue
-        entries.empty(device)  # outside the handler, whose error holds what was allocated
-        half = batch // 2
-        if not half:
-            raise LabError(f"Not one image fits into the memory of {device} beside {len(found)} executions. Name fewer of them.")
-        if half not in done:
-            waiting[half] = asked
-        fits = "is timed already" if half in done else "is timed instead"
-        note(report, reporter, [f"Batch {batch} does not fit into the memory of {device}: batch {half} {fits}."])
-    return max(done)
+def _spent(found: list[Start]) -> Counter[str]:
+    """{stage: seconds} of all starts."""
+    spent: Counter[str] = Counter()
+    for one in found:
+        spent.update({row["stage"]: row["seconds"] for row in one.report.tables.get("seconds", [])})
+    return spent
 
 
-def _race(report: Report, reporter: Reporter, plan: LatencyPlan, found: list[Contestant], batch: int, device: str, remark: str) -> None:
-    """One batch size: rows of the tables latency and sensors. Nothing is added if memory runs out."""
-    calls, memory, failures = {}, {}, {}
-    for entry in found:
-        if entry.ready is None:
-            continue
-        reporter.check()
-        try:
-            call = entry.call(batch)
-            memory[entry.label], calls[entry.label] = entries.trial(entry, call, device=device), call
-        except Exception as error:  # a kernel that is not there, a shape that it does not take: torch raises anything
-            if entries.out_of_memory(error):
-                raise
-            failures[entry.label] = f"it fails at batch {batch}: {entries.first_line(error)}"
-    readings = [{"batch": batch, "when": "before", **sensors.read(device)}]
-    rounds = latency.race(
-        calls, device=device, single=batch == 1, seconds=plan.seconds, min_iterations=plan.min_iterations, reporter=reporter
-    )  # fmt: skip
-    for call in list(calls.values())[-1:]:
-        readings.append({"batch": batch, "when": "after", **sensors.read_under_load(call, device)})
-    joules, method = {}, energy.method_for(device)
-    for label, call in calls.items() if method else ():
-        reporter.check()
-        joules[label] = energy.per_image(call, batch, device=device, method=method, seconds=plan.seconds / 2)
-    report.add("sensors", readings)
-    about = {
-        "model": plan.recipe.model.name, "device": device, "throttle": sensors.slowed(readings), "energy_method": method or None,
-        **{key: hardware.fingerprint(device)[key] for key in ("device_name", "fingerprint", "threads")},
-    }  # fmt: skip
+def _tell(report: Report, job: Job, found: list[Start]) -> None:
+    """Rows of what came of all starts."""
+    first, plan, device = found[0], job.plan, job.device
+    for one, table in product(found, ("peak", "latency_layers", "notes")):
+        if table in one.report.tables:
+            report.add(table, one.report.tables[table])
     peaks = {row["precision"]: row["tflops"] for row in report.tables["peak"]}
-    report.add("latency", timed([entry for entry in found if entry.label in rounds], rounds, batch, peaks, joules, memory, about, remark))
-    reasons = {entry.label: entry.refusal or failures.get(entry.label, "") for entry in found}
-    report.add("latency", refused([entry for entry in found if entry.label not in rounds], reasons, batch, about))
-
-
-def _layers(report: Report, reporter: Reporter, found: list[Contestant], batch: int, device: str) -> None:
-    """The waterfall of every execution that is not compiled; one that fails at this batch has none."""
-    for entry in found:
-        if entry.ready is None or entry.execution.compile:
-            continue
-        reporter.check()
-        try:
-            rows = layers.waterfall(entry.ready.network, entry.call(batch), device=device)
-        except Exception as error:
-            note(report, reporter, [f"{entry.label} has no times by layer: {entries.first_line(error)}."])
-        else:
-            report.add("latency_layers", rows, execution=entry.label, batch=batch)
+    facts = {key: hardware.fingerprint(device)[key] for key in ("device_name", "fingerprint", "threads")}
+    for batch, race in first.races.items():
+        races = {number: one.races[batch] for number, one in enumerate(found, start=1) if batch in one.races}
+        rounds = {label: {number: one.rounds[label] for number, one in races.items() if label in one.rounds} for label in race.rounds}
+        readings = [reading for one in races.values() for reading in one.readings]
+        report.add("sensors", readings)
+        about = {
+            "model": plan.recipe.model.name, "device": device, "throttle": sensors.slowed(readings), "energy_method": race.energy_method or None,
+            **facts,
+        }  # fmt: skip
+        ran = [entry for entry in first.entries if entry.label in rounds]
+        report.add("latency", timed(ran, rounds, batch, peaks, race.joules, race.memory, about, race.remark))
+        reasons = {entry.label: entry.refusal or race.failures.get(entry.label, "") for entry in first.entries}
+        report.add("latency", refused([entry for entry in first.entries if entry.label not in rounds], reasons, batch, about))

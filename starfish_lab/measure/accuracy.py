@@ -28,12 +28,14 @@ class Predictions:
     top5 : (n, min(5, classes)) most probable classes, best first
     labels : (n,) true classes
     logits : (m, classes) of the first m images, m = min(n, 2,000): what a certificate compares
+    confidence : (n,) probability that the network gives the most probable class
     """
 
     indices: np.ndarray
     top5: np.ndarray
     labels: np.ndarray
     logits: np.ndarray | None = None
+    confidence: np.ndarray | None = None
 
     @property
     def top1(self) -> np.ndarray:
@@ -56,7 +58,7 @@ def predict(network: Network, images: ImageSet, *, device: str = "cpu", batch_si
     if images.labels is None:
         raise ImagesError("Accuracy needs labels and these images have none. Give a folder with one sub-folder a class, or a CSV of file and label.")
     reporter = reporter or Reporter()
-    indices, ranked, labels, kept = [], [], [], []
+    indices, ranked, labels, kept, confidence = [], [], [], [], []
     with evaluating(network.module, device) as module:
         for done, (positions, batch) in enumerate(images.batches(batch_size), start=1):
             reporter.check()
@@ -64,11 +66,12 @@ def predict(network: Network, images: ImageSet, *, device: str = "cpu", batch_si
             ranked.append(logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu().numpy())
             indices.append(positions.numpy())
             labels.append(images.labels[positions].numpy())
+            confidence.append(logits.float().softmax(dim=1).amax(dim=1).cpu().numpy())
             kept.append(logits[: max(0, LOGITS - sum(map(len, kept)))].float().cpu().numpy())
             reporter.progress(min(done * batch_size, len(images)), len(images))
     if not indices:
         raise ImagesError("No image could be read, so there is no accuracy. Check that the files are images and not empty.")
-    return Predictions(np.concatenate(indices), np.concatenate(ranked), np.concatenate(labels), np.concatenate(kept))
+    return Predictions(*map(np.concatenate, (indices, ranked, labels, kept, confidence)))
 
 
 def wilson(correct: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -108,10 +111,19 @@ def compare(first: Predictions, second: Predictions) -> dict[str, object]:
         raise ImagesError("The two networks have no image in common, so they cannot be compared. Evaluate both on the same images.")
     a, b = first.correct[ours], second.correct[theirs]
     lost, won = int((a & ~b).sum()), int((~a & b).sum())
-    p_value = float(binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
+    p_value = mcnemar(lost, won)
     difference = 100 * (won - lost) / images
     resolved = p_value < 0.05
     verdict = f"not resolved with n = {images}"
     if resolved:
         verdict = f"{abs(difference):.1f} pp {'higher' if difference > 0 else 'lower'} (p = {p_value:.2g}, n = {images})"
     return {"difference_pp": difference, "p_value": p_value, "resolved": resolved, "images": images, "verdict": verdict}
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """p of McNemar's exact two-sided test: `lost` images that only the first network gets right, `won` that only the second does.
+
+    >>> mcnemar(0, 0), mcnemar(5, 0)
+    (1.0, 0.0625)
+    """
+    return float(binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0

@@ -2,12 +2,11 @@
 
 Protocol. Every contestant is warmed up until its time is stable; then all take turns in rounds, A B A B …, so that heat and clock drift
 touch all alike. At least `seconds` of timed calls for each, and at least `min_iterations` unless they would take longer than five times
-`seconds`. Clocks are never set.
+`seconds`. Clocks are never set. A race may be run again in other processes, each a start of its own, which share seconds and iterations.
 
 Scenario 'single' (batch 1) waits for each answer before the next, by the monotonic clock, the host's share included; 'offline' (larger
-batches) lets a GPU queue a whole turn, timed by CUDA events. The speed-up is the median over rounds of baseline ÷ contestant, both medians
-of the same round. Its interval, as that of the throughput (a median over rounds too), is where a second measurement of the same length
-lands in 95 % of cases: a bootstrap of the rounds in blocks (machines drift), for both measurements.
+batches) lets a GPU queue a whole turn, timed by CUDA events. The speed-up of a start is the median over its rounds of baseline ÷
+contestant, both medians of the same round; that of a measurement, and its interval, is told from the starts (see `again`).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
+from math import ceil
 from statistics import median
 
 import numpy as np
@@ -24,77 +24,63 @@ from torch import Tensor, nn
 
 from starfish_lab.errors import LabError
 from starfish_lab.execution import precision as arithmetic
-from starfish_lab.measure import hardware
+from starfish_lab.measure import again, hardware
 from starfish_lab.measure.running import evaluating
 from starfish_lab.progress import Reporter
 
 ROUNDS = 30  # at least, where calls are short enough
-FEWEST = 5  # rounds below which no interval means anything
+FEWEST = 5  # rounds of all starts below which no interval means anything
 PATIENCE = 5  # times `seconds` at most, and as much again for warming up
 WINDOW = 10  # calls whose median must stand still
 STABLE = 0.05  # relative change between two windows that counts as stable
-RESAMPLES = 2000
 NOTES = {"masked": "mask only: no speed-up expected", "merged": "merged tokens may save time, zero weights do not"}
 
 Call = Callable[[], object]
 Timer = Callable[[Call, int], list[float]]
 Rounds = list[list[float]]  # seconds of each call in each round
+Starts = Mapping[int, Rounds]  # of each start, by its number
 
 
 def race(
-    contestants: Mapping[str, Call], *, device: str, single: bool, seconds: float, min_iterations: int, reporter: Reporter
+    contestants: Mapping[str, Call], *, device: str, single: bool, seconds: float, min_iterations: int, reporter: Reporter, starts: int = 1
 ) -> dict[str, Rounds]:  # fmt: skip
-    """{name: rounds}; every contestant has equally many rounds. `single`: wait for each answer."""
-    timer = timer_of(device, single=single)
+    """{name: rounds}; every contestant has equally many rounds.
+
+    single : wait for each answer
+    starts : in how many processes the race is run; this one takes its share of seconds and iterations
+    """
+    timer, seconds, min_iterations, fewest = timer_of(device, single=single), seconds / starts, ceil(min_iterations / starts), ceil(FEWEST / starts)
     turns = {}
     for name, call in contestants.items():
-        usual = _warm_up(timer, call, longest=PATIENCE * seconds, reporter=reporter)
-        turns[name] = max(1, round(seconds / ROUNDS / usual))
+        usual = _warm_up(timer, call, seconds=seconds, reporter=reporter)
+        turns[name] = max(1, round(seconds / ceil(ROUNDS / starts) / usual))
     rounds: dict[str, Rounds] = {name: [] for name in contestants}
-    while not all(_enough(timed, seconds, min_iterations) for timed in rounds.values()):
+    while not all(_enough(timed, seconds, min_iterations, fewest) for timed in rounds.values()):
         for name, call in contestants.items():
             reporter.check()
             rounds[name].append(timer(call, turns[name]))
     return rounds
 
 
-def figures(rounds: Rounds, batch: int) -> dict[str, object]:
-    """Columns batch to iterations of a latency row: percentiles of all calls (ms), images a second with their interval."""
-    times = np.concatenate(rounds)
+def figures(starts: Starts, batch: int) -> dict[str, object]:
+    """Columns batch to starts of a latency row: percentiles of all calls (ms), images a second with their interval."""
+    times = np.concatenate([part for rounds in starts.values() for part in rounds])
     p50, p90, p99 = np.percentile(times, (50, 90, 99)) * 1e3
-    rate = np.array([batch * len(part) / sum(part) for part in rounds])  # images/s in each round
+    rates = [np.array([batch * len(part) / sum(part) for part in rounds]) for rounds in starts.values()]  # images/s in each round
     return {
         "batch": batch, "scenario": "single" if batch == 1 else "offline",
         "latency_ms_p50": float(p50), "latency_ms_p90": float(p90), "latency_ms_p99": float(p99),
-        **dict(zip(("images_per_s", "images_per_s_low", "images_per_s_high"), estimate(rate))), "iterations": len(times),
+        **dict(zip(("images_per_s", "images_per_s_low", "images_per_s_high"), again.figure(rates))),
+        "iterations": len(times), "starts": len(starts),
     }  # fmt: skip
 
 
-def ratio(baseline: Rounds | None, rounds: Rounds) -> tuple[float | None, float | None, float | None]:
-    """Speed-up over `baseline` with its interval, paired round by round; three times None without a baseline."""
-    if baseline is None:
+def ratio(baseline: Starts | None, starts: Starts) -> tuple[float | None, float | None, float | None]:
+    """Speed-up over `baseline` with its interval, paired round by round in every start that has both; three times None where none has."""
+    pairs = [(baseline[start], rounds) for start, rounds in starts.items() if start in (baseline or {})]
+    if not pairs:
         return None, None, None
-    return estimate(np.array([median(a) / median(b) for a, b in zip(baseline, rounds)]))
-
-
-def estimate(values: np.ndarray) -> tuple[float, float, float]:
-    """Median of a positive series, and the interval in which that of a second series like it lands in 95 % of cases.
-
-    A circular block bootstrap (Politis & Romano 1992) in blocks of the cube root of the length, drawn once for this series and once for
-    the second: the ratio of two medians spreads √2 times as far as one. Always with the same seed.
-    """
-    count, middle = len(values), float(np.median(values))
-    length = max(1, round(count ** (1 / 3)))
-    random = np.random.default_rng(0)
-
-    def drawn() -> np.ndarray:
-        starts = random.integers(count, size=(RESAMPLES, -(-count // length), 1))
-        picks = (starts + np.arange(length)) % count  # (resamples, blocks, length)
-        return np.log(np.median(values[picks.reshape(RESAMPLES, -1)[:, :count]], axis=1))
-
-    few = np.sqrt(count / max(1, count - length))  # a resample varies less than the series did, by a block's share
-    low, high = middle * np.exp(few * np.percentile(drawn() - drawn(), (2.5, 97.5)))
-    return middle, min(float(low), middle), max(float(high), middle)
+    return again.figure([np.array([median(a) / median(b) for a, b in zip(slow, fast)]) for slow, fast in pairs])
 
 
 def measure(
@@ -113,7 +99,8 @@ def measure(
 
     networks : {stage: module}; left as they were, and all on the device at once
     execution : {stage: 'dense', 'masked', 'merged' or 'sliced'}; a masked network's row says that no speed-up is to be expected
-    Speed-ups are None if no network is called `baseline`. A batch that does not fit into GPU memory is noted and left out.
+    All in this process: the intervals, of its rounds, know nothing of how processes differ. Speed-ups are None if no network is called
+    `baseline`. A batch that does not fit into GPU memory is noted and left out.
     """
     if not networks:
         raise LabError("There is no network to time. Name at least one.")
@@ -133,8 +120,9 @@ def measure(
                 reporter.note(f"Batch {batch} does not fit into the memory of {device} and was left out of the latency table.")
                 continue
             for stage, module in modules.items():
-                speedup = dict(zip(("speedup", "speedup_low", "speedup_high"), ratio(rounds.get(baseline), rounds[stage])))
-                found = {**figures(rounds[stage], batch), **speedup}
+                slow = {1: rounds[baseline]} if baseline in rounds else None
+                speedup = dict(zip(("speedup", "speedup_low", "speedup_high"), ratio(slow, {1: rounds[stage]})))
+                found = {**figures({1: rounds[stage]}, batch), **speedup}
                 rows.append({
                     "stage": stage, **found, "execution": execution[stage], "dtype": str(_dtype(module)).removeprefix("torch."),
                     "device": device, **{key: facts[key] for key in ("device_name", "fingerprint", "threads")},
@@ -155,19 +143,19 @@ def remark(execution: str, iterations: int) -> str:
     return "; ".join(part for part in (NOTES.get(execution, ""), few) if part)
 
 
-def _enough(timed: Rounds, seconds: float, min_iterations: int) -> bool:
+def _enough(timed: Rounds, seconds: float, min_iterations: int, fewest: int) -> bool:
     total, count = sum(map(sum, timed)), sum(map(len, timed))
-    return len(timed) >= FEWEST and total >= seconds and (count >= min_iterations or total >= PATIENCE * seconds)
+    return len(timed) >= fewest and total >= seconds and (count >= min_iterations or total >= PATIENCE * seconds)
 
 
-def _warm_up(timer: Timer, call: Call, *, longest: float, reporter: Reporter) -> float:
-    """Run until the median of ten calls stands still, for 20 calls and a second at least. Returns the median."""
+def _warm_up(timer: Timer, call: Call, *, seconds: float, reporter: Reporter) -> float:
+    """Run until the median of ten calls stands still: 20 calls, and `seconds` or one, at least. Returns the median."""
     times: list[float] = []
-    while sum(times) < longest or not times:
+    while sum(times) < PATIENCE * seconds or not times:
         reporter.check()
         times += timer(call, 1)
         before, now = times[-2 * WINDOW : -WINDOW], times[-WINDOW:]
-        if len(times) >= 2 * WINDOW and sum(times) >= 1 and abs(median(now) / median(before) - 1) < STABLE:
+        if len(times) >= 2 * WINDOW and sum(times) >= min(1, seconds) and abs(median(now) / median(before) - 1) < STABLE:
             break
     return median(times[-WINDOW:])
 

@@ -16,7 +16,7 @@ from starfish_lab.calibration.pair import Pair
 from starfish_lab.errors import LabError, RecipeError
 from starfish_lab.models.network import Network, layer_kind, prunable
 from starfish_lab.progress import Reporter
-from starfish_lab.pruning import BUDGETS, PATTERNS, SCORES, SOLVERS, rules
+from starfish_lab.pruning import BUDGETS, PATTERNS, SCORES, SOLVERS, by_hand, rules
 from starfish_lab.pruning import masks as masking
 from starfish_lab.pruning.gradients import weight_gradients
 from starfish_lab.pruning.patterns import MaskResult
@@ -67,11 +67,10 @@ def edge_table(network: Network, layers: list[str], device: str) -> pd.DataFrame
 
 
 def _counts(network: Network, scores: dict[str, Tensor], choice: PruningChoice, device: str) -> dict[str, int]:
-    """How many weights the budget takes from each layer."""
-    budget = BUDGETS.module(choice.budget)
-    edges = edge_table(network, list(scores), device) if budget.NEEDS_EDGES else None
+    """How many weights go from each layer: set by hand, or what the budget takes."""
+    signals = edge_table(network, list(scores), device) if BUDGETS.module(choice.budget).NEEDS_EDGES else None
     sizes = {layer: score.numel() for layer, score in scores.items()}
-    return budget.allocate({layer: score.numpy() for layer, score in scores.items()}, sizes, choice.sparsity, edges, **choice.options)
+    return by_hand.counts(choice, {layer: score.numpy() for layer, score in scores.items()}, sizes, signals)
 
 
 @torch.no_grad()

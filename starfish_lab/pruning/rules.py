@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -28,6 +29,11 @@ def check(choice: PruningChoice) -> None:
         raise RecipeError(
             f"The order of a layer's inputs matters to the pattern 'n_m' alone, so the permutation '{choice.permutation}' has nothing to decide "
             f"under '{choice.pattern}'. Choose pruning.permutation 'none', or pruning.pattern 'n_m'."
+        )
+    if choice.layers and choice.pattern != "unstructured":
+        raise RecipeError(
+            f"pruning.layers sets the sparsity of single layers, but the pattern '{choice.pattern}' takes a share of its own from each. "
+            "Leave pruning.layers empty, or choose pruning.pattern 'unstructured'."
         )
     if choice.pattern == "kept":
         return
@@ -83,6 +89,22 @@ def _check_options(owner: str, where: str, given: Mapping[str, object], known: M
         wanted = {bool: bool, int: int, float: (int, float), str: str}.get(type(default), object)
         if not isinstance(value, wanted) or (isinstance(value, bool) and wanted not in (bool, object)):
             raise RecipeError(f"{where}.{name} is {value!r}: give a value like its default, {default!r}.")
+
+
+def by_layer(field: str, given: Mapping[str, float], layers: Collection[str]) -> dict[str, float]:
+    """{layer: value} of what a recipe's `field` gives to names or globs: a layer's own name counts first, then the last glob that fits.
+
+    Raises RecipeError where one fits no layer.
+
+    >>> by_layer("pruning.layers", {"*.fc1": 0.5, "1.fc1": 0.25}, ["0.fc1", "1.fc1", "1.fc2"])
+    {'0.fc1': 0.5, '1.fc1': 0.25}
+    """
+    found = {layer: value for name, value in given.items() for layer in layers if fnmatchcase(layer, name)}
+    for name in given:
+        if name not in layers and not any(fnmatchcase(layer, name) for layer in layers):
+            some = ", ".join(list(layers)[:3])
+            raise RecipeError(f"{field} names '{name}', which fits none of the {len(layers)} prunable layers. Name one of them, such as {some}.")
+    return found | {layer: given[layer] for layer in found if layer in given}
 
 
 def removed_in_all(sizes: Iterable[int], sparsity: float) -> int:

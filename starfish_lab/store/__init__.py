@@ -14,6 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -22,13 +23,14 @@ import sqlalchemy as sa
 from starfish_lab import artefacts
 from starfish_lab.errors import StoreError
 from starfish_lab.report import Report
+from starfish_lab.store.people import People
 from starfish_lab.store.queue import unknown_run
 from starfish_lab.store.run import Run
-from starfish_lab.store.schema import EVENTS, NOTES, PROFILES, RUNS, TABLES, folder_of
-from starfish_lab.store.sweeps import Sweeps
+from starfish_lab.store.schema import DECISIONS, EVENTS, NOTES, PROFILES, REMARKS, RUNS, TABLES, folder_of
 from starfish_lab.store.tasks import KINDS, SWEEP
 
 if TYPE_CHECKING:
+    from starfish_lab.store.service import Service
     from starfish_lab.whatif import Profile
 
 __all__ = ["KINDS", "SUMMARY_COLUMNS", "Run", "Store", "folder_of"]
@@ -50,8 +52,17 @@ DTYPES = (
 )  # texts stay objects, so that a missing one is None and not NaN
 
 
-class Store(Sweeps):
+class Store(People):
     """Everything the lab remembers."""
+
+    def acting_as(self, who: str | None) -> Service:
+        """This store as a signed-in person may use it, or (None) the one local person of a lab without sign-in.
+
+        Raises StoreError where `who` is empty: a person without an address is nobody, and never the local one.
+        """
+        from starfish_lab.store.service import Service
+
+        return Service(self, who)
 
     def run(self, run_id: int) -> Run:
         """One run. Raises StoreError where there is none."""
@@ -88,10 +99,11 @@ class Store(Sweeps):
         frame = frame.astype(DTYPES).join(summaries.reindex(columns=SUMMARY_COLUMNS).astype("float64"))
         return frame if status is None else frame[frame["status"] == status].reset_index(drop=True)
 
-    def report(self, run_id: int) -> Report:
-        """The tables of one run; an empty report while it is not done."""
+    def report(self, run_id: int, *, without: Iterable[str] = ()) -> Report:
+        """The tables of one run, but for those named; an empty report while it is not done."""
+        wanted = sa.and_(TABLES.c.run_id == run_id, TABLES.c.name.not_in(list(without)))
         with self.transaction() as connection:
-            rows = connection.execute(sa.select(TABLES.c.name, TABLES.c.rows).where(TABLES.c.run_id == run_id)).all()
+            rows = connection.execute(sa.select(TABLES.c.name, TABLES.c.rows).where(wanted)).all()
         return Report({name: json.loads(text) for name, text in rows})
 
     def table(self, run_ids: Iterable[int], name: str) -> pd.DataFrame:
@@ -107,6 +119,12 @@ class Store(Sweeps):
         with self.transaction() as connection:
             rows = connection.execute(sa.select(RUNS.c.id, RUNS.c.recipe).where(RUNS.c.id.in_([int(run_id) for run_id in run_ids]))).all()
         return {run_id: json.loads(text) for run_id, text in rows}
+
+    def finished(self, model: str, weights: str) -> list[int]:
+        """Numbers of the experiments of a network that are done, oldest first, and nothing else of them: a page asks on every rerun."""
+        done = sa.and_(RUNS.c.kind == "experiment", RUNS.c.status == "done", RUNS.c.model == model, RUNS.c.weights == weights)
+        with self.transaction() as connection:
+            return list(connection.scalars(sa.select(RUNS.c.id).where(done).order_by(RUNS.c.id)))
 
     def events(self, run_id: int, name: str | None = None, after: int = 0) -> pd.DataFrame:
         """Figures of a run in the order they came: id, t, name, step, value; `after` leaves out ids up to it.
@@ -156,10 +174,10 @@ class Store(Sweeps):
             if running := [row.id for row in rows if row.status == "running"]:
                 raise StoreError(f"Run {running[0]} is still running. Cancel it first, then delete it.")
             networks = connection.scalars(sa.select(RUNS.c.artefact).where(RUNS.c.id.in_(ids), RUNS.c.artefact.is_not(None))).all()
-            for table in (TABLES, EVENTS, NOTES):
+            for table in (TABLES, EVENTS, NOTES, DECISIONS, REMARKS):
                 connection.execute(sa.delete(table).where(table.c.run_id.in_(ids)))
             connection.execute(sa.delete(RUNS).where(RUNS.c.id.in_(ids)))
-        for number in ids:
-            shutil.rmtree(folder_of(number), ignore_errors=True)
-        for network in networks:
-            artefacts.remove(network)
+            for number in ids:
+                self.afterwards(partial(shutil.rmtree, folder_of(number), ignore_errors=True))
+            for network in networks:
+                self.afterwards(partial(artefacts.remove, network))

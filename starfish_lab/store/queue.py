@@ -20,12 +20,15 @@ from starfish_lab.jobs import accelerators
 from starfish_lab.plain_data import Plan
 from starfish_lab.report import Report
 from starfish_lab.store import tasks
+from starfish_lab.store.database import Database
 from starfish_lab.store.run import Run
-from starfish_lab.store.schema import EVENTS, NOTES, RUNS, TABLES, WORKERS, Database
+from starfish_lab.store.schema import EVENTS, NOTES, RUNS, TABLES, WORKERS
 
 MAX_ATTEMPTS = 3
 FORGET_WORKERS_SECONDS = 86400.0
-ORDER = (sa.case((RUNS.c.kind.in_(("profile", "merging")), 0), else_=1), RUNS.c.id)  # a page waits for the first
+ORDER = (sa.case((RUNS.c.kind.in_(("profile", "merging", "picture")), 0), else_=1), RUNS.c.id)  # a page waits for the first
+ONCE = ("profile", "sensitivity")  # kinds whose result is the same for all who ask for it
+IMPORTED = "imported"  # the stage of a run that was done elsewhere and recorded here
 PAUSE = "pause"  # what a sweep's own row keeps as its status once it was asked to pause
 
 
@@ -45,14 +48,14 @@ class Queue(Database):
         self, task: Plan, kind: str = "experiment", *, parent: int | None = None, owner: str = "",
         claimed_by: tuple[str, str] | None = None,
     ) -> int:  # fmt: skip
-        """Add a run to the queue and return its number. A profile that is already queued or running is not added twice.
+        """Add a run to the queue and return its number. What is in ONCE and already queued or running is not added twice.
 
         `task` is what `tasks.TASKS` says of the kind: for most a recipe.
         `claimed_by` (worker, device) gives the run to that worker from the start, past the queue.
         """
         tasks.check(task, kind)
         with self.transaction() as connection:
-            if kind == "profile":
+            if kind in ONCE and claimed_by is None:
                 same = sa.and_(RUNS.c.kind == kind, RUNS.c.recipe_hash == task.fingerprint(), RUNS.c.status.in_(("queued", "running")))
                 waiting = connection.scalar(sa.select(RUNS.c.id).where(same).limit(1))
                 if waiting is not None:
@@ -68,7 +71,7 @@ class Queue(Database):
         tasks.check(task, kind)
         now = time.time()
         with self.transaction() as connection:
-            values = dict(status="done", started_at=now, finished_at=now, summary=_dumps(report.summary()))
+            values = dict(status="done", stage=IMPORTED, started_at=now, finished_at=now, summary=_dumps(report.summary()))
             run_id = add(connection, task, kind, owner=owner, device=device, **values)
             keep_tables(connection, run_id, report)
         return run_id

@@ -18,8 +18,9 @@ from starfish_lab.errors import StoreError
 from starfish_lab.plain_data import Plan
 from starfish_lab.report import Report
 from starfish_lab.store import tasks
+from starfish_lab.store.database import one_at_a_time
 from starfish_lab.store.queue import PAUSE, Queue, add, end, keep_tables, row_of, unknown_run
-from starfish_lab.store.schema import META, NOTES, RUNS, TABLES
+from starfish_lab.store.schema import NOTES, RUNS, TABLES
 
 GO, CANCEL = "go", "cancel"
 ENDED = ("done", "failed", "cancelled")
@@ -36,8 +37,7 @@ class Sweeps(Queue):
         tasks.check(task, kind)
         report = Report()
         with self.transaction() as connection:
-            # Writing the store's one certain row lets one sweep in after the other: of two that begin at once, one adopts the other's runs.
-            connection.execute(sa.update(META).where(META.c.name == "schema").values(value=META.c.value))
+            one_at_a_time(connection)  # of two sweeps that begin at once, one adopts the other's runs
             points = {point: recipe.fingerprint() for point, recipe in task.points.items()}
             known = _known(connection, list(points.values()))
             sweep = add(connection, task, kind, status=GO, parent=parent, owner=owner)
@@ -113,13 +113,14 @@ class Sweeps(Queue):
             return {sweep: _follow(asked[sweep], rows) for sweep, rows in _rows(connection, list(asked)).items()}
 
     def to_delete(self, connection: sa.Connection, run_id: int) -> list[int]:
-        """What goes with a run: itself, and the runs that a sweep made unless another sweep adopted them."""
+        """What goes with a run: itself, of a sweep the runs that it made unless another adopted them, and the pictures shown to their networks."""
         kind, mine = _own(connection, run_id)
-        if kind != tasks.SWEEP:
-            return [run_id]
-        others = connection.scalars(sa.select(TABLES.c.rows).where(TABLES.c.name == "sweep_runs", TABLES.c.run_id != run_id))
-        elsewhere = {row["run"] for text in others for row in json.loads(text)}
-        return [run for run in connection.scalars(sa.select(RUNS.c.id).where(mine)) if run not in elsewhere]
+        ids = [run_id]
+        if kind == tasks.SWEEP:
+            others = connection.scalars(sa.select(TABLES.c.rows).where(TABLES.c.name == "sweep_runs", TABLES.c.run_id != run_id))
+            elsewhere = {row["run"] for text in others for row in json.loads(text)}
+            ids = [run for run in connection.scalars(sa.select(RUNS.c.id).where(mine)) if run not in elsewhere]
+        return [*ids, *connection.scalars(sa.select(RUNS.c.id).where(RUNS.c.parent.in_(ids), RUNS.c.kind == "picture"))]
 
 
 def _own(connection: sa.Connection, run_id: int) -> tuple[str, sa.ColumnElement[bool]]:

@@ -17,8 +17,10 @@ TASKS = {
     "experiment": "starfish_lab.recipe:Recipe",
     "profile": "starfish_lab.recipe:Recipe",
     "merging": "starfish_lab.recipe:Recipe",
+    "picture": "starfish_lab.gallery.plan:PicturePlan",
     "layer_times": "starfish_lab.recipe:Recipe",
     "latency": "starfish_lab.latency.plan:LatencyPlan",
+    "sensitivity": "starfish_lab.sensitivity.plan:Sensitivity",
     "bakeoff": "starfish_lab.bakeoff.plan:BakeOff",
     SWEEP: "starfish_lab.sweep.plan:Sweep",
 }
@@ -55,7 +57,7 @@ def listed(task: Plan) -> dict[str, object]:
     recipe, pruning = recipe_of(task), recipe_of(task).pruning
     asked = getattr(task, "healers", ())
     return {
-        "name": recipe.name, "wants": recipe.device, "model": recipe.model.name, "weights": recipe.model.weights,
+        "name": task.name, "wants": recipe.device, "model": recipe.model.name, "weights": recipe.model.weights,
         "pattern": pruning.pattern, "score": pruning.score, "budget": pruning.budget,
         "method": f"{len(asked)} healers" if asked else healers.name(recipe.healing),
         "sparsity": max(getattr(task, "sparsities", ()), default=recipe.asked_sparsity),

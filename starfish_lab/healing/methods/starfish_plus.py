@@ -57,8 +57,8 @@ def objective(session: Session, *, keep: float = 0.5, keep_images: float = 0.4, 
 
 
 def fewer_images(batch: Batch, share: float) -> Batch:
-    """A random share of a batch, at least one image of it."""
-    drawn = torch.randperm(len(batch.images))[: max(1, round(share * len(batch.images)))].sort().values
+    """A random share of a batch, but no fewer than two images where there are two: batch norms need them."""
+    drawn = torch.randperm(len(batch.images))[: max(2, round(share * len(batch.images)))].sort().values
     rows = None if batch.rows is None else batch.rows[drawn]
     return batch._replace(images=batch.images[drawn.to(batch.images.device)], rows=rows, index=None)
 

@@ -1,0 +1,1 @@
+"""Reviewing runs: what differs between them, where they come from, what was decided, and the evidence to take away."""

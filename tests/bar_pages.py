@@ -1,0 +1,169 @@
+"""How pages keep up: with 10,000 runs in the store, and with ten browsers at once. Called by tests/bars.py; asserts little, prints what it finds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import sqlalchemy as sa
+import synthetic
+from browsing import CHROMIUM, DRAWN, PAGES, Lab, chromium, started
+
+from starfish_lab.bakeoff.plan import BakeOff
+from starfish_lab.report import Report
+from starfish_lab.store import Store
+from starfish_lab.store.schema import RUNS
+
+# Streamlit has run since the click and rests, the page of this path is there, and nothing on it is from before.
+WATCH = """() => {
+  window.ran = false
+  const app = document.querySelector('.stApp')
+  window.watcher?.disconnect()
+  window.watcher = new MutationObserver(() => { window.ran ||= app.dataset.testScriptState === 'running' })
+  window.watcher.observe(app, {attributeFilter: ['data-test-script-state']})
+}"""
+SETTLED = """path => window.ran && location.pathname === path && document.querySelector('.stApp').dataset.testScriptState === 'notRunning'
+  && !document.querySelector('[data-stale=true], [data-testid=stSkeleton]')"""
+MENU, LINK = "[data-testid=stTopNavSection]", "[data-testid=stTopNavDropdownLink]"
+METHODS = ("starfish", "logit_distillation", "cross_entropy")
+
+
+def fill(store: Store, *, runs: int, reports: int, seed: int = 0) -> list[int]:
+    """A store of `runs` plausible runs, the newest `reports` of them with their tables; returns the numbers of these."""
+    rng = random.Random(seed)
+    synthetic.done(store, name="the first")
+    with store.transaction() as connection:
+        model = dict(connection.execute(sa.select(RUNS)).one()._mapping)
+        del model["id"]
+        now, rows = time.time(), []
+        for i in range(runs - reports - 1):
+            status = rng.choices(("done", "failed", "cancelled"), (94, 4, 2))[0]
+            sparsity, method = round(rng.uniform(0.3, 0.97), 2), rng.choice(METHODS)
+            plan = synthetic.recipe(sparsity=sparsity, method=method, seed=i)
+            rows.append(model | {
+                "name": rng.choice(("", "", f"try {i}")), "owner": rng.choice(("", "ada", "bob")), "status": status, "sparsity": sparsity,
+                "method": method, "recipe": plan.to_json(), "recipe_hash": plan.fingerprint(), "created_at": now - 600 * (runs - i),
+                "parent": rng.choice((None, None, None, max(1, i))), "summary": model["summary"] if status == "done" else None,
+            })  # fmt: skip
+        connection.execute(sa.insert(RUNS), rows)
+    for number in range(8):
+        store.finish(store.submit(BakeOff(healers=("starfish", "none"), sparsities=(0.5, 0.55 + number / 20)), "bakeoff"), Report())
+        synthetic.latency_run(store)
+    return [
+        synthetic.done(store, healed=rng.uniform(0.8, 0.98), name=f"run {i}", sparsity=round(0.5 + 0.0015 * i, 4), seed=i) for i in range(reports)
+    ]
+
+
+def thousands(runs: int | str = 10_000, reports: int | str = 300, times: int | str = 9) -> None:
+    """Milliseconds of a rerun of every page with 10,000 runs in the store, and of the first paint of Compare with 50 chosen."""
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["STARFISH_LAB_HOME"] = home
+        begun = time.perf_counter()
+        known = fill(Store(), runs=int(runs), reports=int(reports))
+        print(f"{len(Store().runs(kind=None, limit=2 * int(runs))):,} runs written in {time.perf_counter() - begun:.0f} s", flush=True)
+        fifty = ",".join(map(str, known[-50:]))
+        asked = {"compare": {"runs": fifty}, "prune_and_heal": {"run": known[-1]}}
+        looks = [*((page, asked.get(page, {})) for page in PAGES), ("compare", {"runs": f"2,3,{fifty}"}), ("runs", {"find": "ada"})]
+        for page, query in looks:
+            first, app = _timed(lambda page=page, query=query: synthetic.open_page(page, **query))
+            again = [_timed(app.run) for _ in range(int(times))]
+            assert synthetic.unharmed(app), page
+            wall, processor = (statistics.median(found[0][i] for found in again) for i in (0, 1))
+            chosen = page + "".join(f" {name}={str(value)[:12]}" for name, value in query.items())
+            print(f"{chosen:32s} first {first[0]:5.0f} ms, again {wall:5.0f} ms, of these {processor:.0f} of processor", flush=True)
+
+
+def crowd(minutes: float | str = 2, browsers: int | str = 10) -> None:
+    """Browsers at once clicking through all pages: milliseconds from click to settled page, errors, memory of the web process."""
+    with tempfile.TemporaryDirectory() as home, started(Path(home)) as lab:
+        numbers = fill(lab.store, runs=1000, reports=60)
+        asyncio.run(_crowd(lab, f"run={numbers[-1]}&runs={','.join(map(str, numbers[-5:]))}", 60 * float(minutes), int(browsers)))
+
+
+async def _crowd(lab: Lab, query: str, seconds: float, browsers: int) -> None:
+    from playwright.async_api import async_playwright
+
+    clicks: list[tuple[str, float, float]] = []  # page, when in seconds from the start, milliseconds
+    errors: list[str] = []
+    async with async_playwright() as api:
+        browser = await api.chromium.launch(executable_path=chromium(), args=CHROMIUM)
+        views = [await _visitor(browser, f"{lab.url}/?{query}", errors) for _ in range(browsers)]
+        begun, memory = time.monotonic(), asyncio.create_task(_memory(lab, seconds))
+        await asyncio.gather(*(_click_about(view, random.Random(i), begun, seconds, clicks, errors) for i, view in enumerate(views)))
+        held = await memory
+        await browser.close()
+    for page in sorted({page for page, *_ in clicks}):
+        found = [ms for name, _, ms in clicks if name == page]
+        print(f"{page:16s} {len(found):4d} clicks, median {statistics.median(found):5.0f} ms, 95 % within {_p95(found):5.0f} ms")
+    every = [ms for *_, ms in clicks]
+    print(f"{len(clicks)} clicks, median {statistics.median(every):.0f} ms, 95 % within {_p95(every):.0f} ms, {len(errors)} errors")
+    half = [mb for second, mb in held if second >= seconds / 2]
+    grown = max(half) / half[0] - 1
+    print(f"web process {held[0][1]:.0f} MB at first, {half[0]:.0f} MB half-way, {max(half):.0f} MB at most after that ({grown:+.1%})")
+    for error in sorted(set(errors)):
+        print(f"error, {errors.count(error)} times: {error}")
+
+
+async def _visitor(browser, url: str, errors: list[str]):
+    """A visitor on the first page."""
+    view = await (await browser.new_context(viewport={"width": 1440, "height": 1000})).new_page()
+    view.on("pageerror", lambda error: errors.append(str(error)))
+    await view.goto(url)
+    await view.locator(DRAWN).first.wait_for(timeout=120_000)
+    return view
+
+
+async def _click_about(view, rng: random.Random, begun: float, seconds: float, clicks: list, errors: list[str]) -> None:
+    """All pages in a new order again and again, by the menus at the top, each looked at for two to six seconds."""
+    menus, links, places = view.locator(MENU), view.locator(LINK), []
+    for menu in range(await menus.count()):
+        await menus.nth(menu).click()
+        await links.first.wait_for()
+        places += [(menu, place) for place in range(await links.count())]
+        await view.keyboard.press("Escape")
+    ahead: list[tuple[int, int]] = []
+    while time.monotonic() - begun < seconds:
+        await asyncio.sleep(rng.uniform(2, 6))
+        ahead = ahead or rng.sample(places, len(places))
+        menu, place = ahead.pop()
+        try:
+            await menus.nth(menu).click()
+            name, path = (await links.nth(place).inner_text()).strip(), urlsplit(await links.nth(place).get_attribute("href")).path
+            await view.evaluate(WATCH)
+            at = time.monotonic()
+            await links.nth(place).click()
+            await view.wait_for_function(SETTLED, arg=path, timeout=30_000)
+            clicks.append((name, at - begun, 1e3 * (time.monotonic() - at)))
+            if await view.locator("[data-testid=stException], [data-testid=stAlertContentError]").count():
+                errors.append(f"{name}: {await view.locator('[data-testid=stAlertContentError]').all_inner_texts()}")
+        except Exception as error:  # it counts, and the visitor goes on
+            errors.append(str(error).partition("\n")[0])
+
+
+async def _memory(lab: Lab, seconds: float) -> list[tuple[float, float]]:
+    """(second, MB) of the process that serves pages, once a second."""
+    import psutil
+
+    web = next(child for child in psutil.Process(lab.process.pid).children(recursive=True) if "streamlit" in child.cmdline())
+    begun, found = time.monotonic(), []
+    while time.monotonic() - begun < seconds:
+        found.append((time.monotonic() - begun, web.memory_info().rss / 2**20))
+        await asyncio.sleep(1)
+    return found
+
+
+def _p95(found: list[float]) -> float:
+    return statistics.quantiles(found, n=20)[-1] if len(found) > 1 else found[0]
+
+
+def _timed(do) -> tuple[tuple[float, float], object]:
+    """(milliseconds on the clock, milliseconds of processor), and what it returned."""
+    wall, processor = time.perf_counter(), time.process_time()
+    found = do()
+    return (1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - processor)), found
