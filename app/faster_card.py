@@ -12,7 +12,7 @@ from dataclasses import replace
 import pandas as pd
 import streamlit as st
 
-from app import basis, devices, faster_rows, frame, launch, profiles, results, state
+from app import basis, devices, faster_rows, frame, launch, profiles, results, state, waiting
 from starfish_lab import settings
 from starfish_lab.errors import LabError, StoreError
 from starfish_lab.prediction import card as cards
@@ -174,12 +174,7 @@ def _wait(number: int) -> None:
         run = state.store().run(number)
         if not run.active:
             st.rerun()
-        alive, _ = devices.capacity()
-        if run.status == "queued" and (waits := devices.waits(run.wants, alive)):
-            st.caption(f"Run {number} will time the layers: it {waits}.")
-            return
-        share = min(1.0, run.step / run.steps) if run.step and run.steps else 0.0
-        st.progress(share, text=f"Run {number} times the layers{': waiting' if run.status == 'queued' else ''}")
+        waiting.draw(run, will="time the layers", does="times the layers")
 
 
 def _score(profile: Profile, recipe: Recipe, card: cards.Card, tables: tuple[int, ...]) -> None:

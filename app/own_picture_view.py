@@ -11,7 +11,7 @@ import html
 import pandas as pd
 import streamlit as st
 
-from app import devices, frame, pictures, state
+from app import frame, pictures, state, waiting
 from app.charts import attention as attention_charts
 from app.charts import theme
 from app.charts import tokens as token_charts
@@ -57,7 +57,7 @@ def show(run: Run) -> None:
     if job is None and content is None:
         st.markdown("Upload a picture, then show it to the networks of this run: what each answers, and where a transformer looks, will be here.")
     if job is not None and job.active:
-        st.fragment(_wait, run_every="1s")(job.id)
+        st.fragment(waiting.picture, run_every="1s")(job.id, does="Showing the picture to the networks", height=340)
     elif job is not None and job.status == "done":
         _found(state.store().report(job.id))
     elif job is not None:
@@ -113,19 +113,6 @@ def _job(run: Run) -> Run | None:
     if len(names) > 1:
         st.selectbox("Shown before", list(names), format_func=lambda job: f"{names[job]} ({job})", width=320, **state.tie_value("shown", newest))
     return state.store().run(chosen)
-
-
-def _wait(job_id: int) -> None:
-    """Polls while a worker looks; then the whole page is drawn again."""
-    with frame.guard():
-        job = state.store().run(job_id)
-        if not job.active:
-            st.rerun()
-        waiting = job.status == "queued"
-        st.status("Waiting for a worker" if waiting else "Showing the picture to the networks", state="running", type="compact")
-        if waiting and devices.capacity()[0].empty:
-            st.caption("No worker is running. Start one: `python -m starfish_lab worker`")
-        st.skeleton(height=340)
 
 
 def _found(report: Report) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from app import basis, devices, faster_rows, frame, launch, profiles, state
+from app import basis, faster_rows, frame, launch, profiles, state, waiting
 from app import choice as choices
 from app.charts import sensitivity as charts
 from starfish_lab import settings
@@ -151,13 +151,7 @@ def _wait(number: int) -> None:
         run = state.store().run(number)
         if not run.active:
             st.rerun()
-        alive, _ = devices.capacity()
-        if run.status == "queued" and (waits := devices.waits(run.wants, alive)):
-            st.caption(f"Run {number} will measure the layers: it {waits}.")
-        else:
-            share = min(1.0, run.step / run.steps) if run.step and run.steps else 0.0
-            left = f", about {run.seconds_left:.0f} s left" if run.seconds_left else ""
-            st.progress(share, text=f"Run {number} measures layer by layer{left if run.status == 'running' else ': waiting'}")
+        waiting.draw(run, will="measure the layers", does="measures layer by layer")
         if st.button("Cancel", key="sens_cancel", icon=":material/stop_circle:"):
             state.backend().cancel(number)
             st.rerun()

@@ -82,7 +82,7 @@ def test_an_older_run_says_what_is_missing_and_how_to_get_it(store):
 
 def test_images_are_shown_by_what_became_of_them(store):
     app = open_page("gallery", run=finished(store))
-    assert unharmed(app) and "Pruning flipped 4 of 8 answers; healing brought 2 of them back and broke 1 others." in said(app)
+    assert unharmed(app) and "Pruning flipped 4 of 8 answers; healing brought 2 of them back and broke 1 other." in said(app)
     shown = cards(app)
     assert shown.count("<figure") == 1 and "1.png, labelled cat" in shown and "1 of these 2 images were kept" in said(app).replace(",", "")
     assert shown.count("cat ✓") == 2 and "75 %" in shown, "dense and healed say cat, pruned does not"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import streamlit as st
 
-from app import basis, devices, frame, merging, pictures, state
+from app import basis, frame, merging, pictures, state, waiting
 from app.charts import theme
 from app.charts import tokens as charts
 from starfish_lab import ledger, settings
@@ -48,7 +48,7 @@ def page() -> None:
     if report is not None:
         _shown(report)
     elif run is not None and run.active:
-        st.fragment(_wait, run_every="1s")(run.id)
+        st.fragment(waiting.picture, run_every="1s")(run.id, does="Showing pictures to the network", height=380)
     else:
         _empty(r, work, failed=run)
     with frame.actions():
@@ -156,19 +156,6 @@ def _empty(r: tuple[int, ...], work: ledger.Work, *, failed: Run | None) -> None
             st.markdown("Upload a picture, then press Merge tokens to see it as the network does, beside what is left of it in every block.")
         else:
             st.markdown("Press Merge tokens to see the pictures as the network does, beside what is left of them in every block.")
-
-
-def _wait(run_id: int) -> None:
-    """Polls while a worker merges; then the whole page is drawn again."""
-    with frame.guard():
-        run = state.store().run(run_id)
-        if not run.active:
-            st.rerun()
-        waiting = run.status == "queued"
-        st.status("Waiting for a worker" if waiting else "Showing pictures to the network", state="running", type="compact")
-        if waiting and devices.capacity()[0].empty:
-            st.caption("No worker is running. Start one: `python -m starfish_lab worker`")
-        st.skeleton(height=380)
 
 
 def _shown(report: Report) -> None:

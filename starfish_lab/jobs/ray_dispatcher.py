@@ -31,6 +31,7 @@ RETRY_SECONDS = 2.0  # after Ray or the store could not be reached
 NODES_SECONDS = 1.0
 AHEAD = 16  # unstarted tasks at Ray for one device: more would keep a profile, which a page waits for, behind a long sweep
 INTERRUPT_SECONDS, KILL_SECONDS = 0.5, 1.0  # a run that is to stop does so by itself at its next step, is interrupted, is killed
+INTERRUPTIONS = 3  # at the end: Python loses one that falls into a destructor
 LEAVE_SECONDS = 10.0  # for the task of a run that has ended to end too
 HOLD_SECONDS = 2.0  # before a run that could not be begun is tried again; doubles each time
 
@@ -99,10 +100,13 @@ class Dispatcher:
             return
         import ray
 
-        references = [task.reference for task in self.tasks.values()]
-        for reference in references:
-            ray.cancel(reference)
-        ray.wait(references, num_returns=len(references), timeout=2 * KILL_SECONDS)
+        left = [task.reference for task in self.tasks.values()]
+        for _ in range(INTERRUPTIONS):
+            for reference in left:
+                ray.cancel(reference)
+            _, left = ray.wait(left, num_returns=len(left), timeout=2 * KILL_SECONDS)
+            if not left:
+                return
 
     def _hand_over(self, run: Active, active: dict[int, Active]) -> None:
         """Give Ray one run, unless enough for this device wait there already."""
