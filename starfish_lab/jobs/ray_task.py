@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import platform
+import signal
 
 from starfish_lab.jobs import worker
 from starfish_lab.jobs.ray_backend import TASK
@@ -18,6 +19,7 @@ def do(run_id: int, wanted: str, url: str, stale_seconds: float, environment: di
     """Do a run of the store at `url` on the device `wanted`. The node's own settings win over the `environment` of the dispatcher."""
     import ray
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # by which Ray interrupts; a cluster started in the background ignores it
     for name, value in environment.items():
         os.environ.setdefault(name, value)
     store = Store(url, stale_seconds=stale_seconds)
