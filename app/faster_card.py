@@ -150,7 +150,7 @@ def _measure(recipe: Recipe, card: cards.Card) -> None:
     except (StoreError, OverflowError):
         run = None
     if run is not None and run.active:
-        st.fragment(_wait, run_every="2s")(run.id)
+        st.fragment(waiting.line, run_every="2s")(run.id, will="time the layers", does="times the layers")
         return
     if run is not None and run.error:
         st.error(f"Run {run.id} stopped: {run.error}", icon=":material/error:")
@@ -166,15 +166,6 @@ def _measure(recipe: Recipe, card: cards.Card) -> None:
             batches = tuple(sorted({*recipe.measure.batch_sizes, card.batch}))
             launch.queue(replace(recipe, measure=replace(recipe.measure, batch_sizes=batches)), kind=TIMING, name=TIMING)
             st.rerun()
-
-
-def _wait(number: int) -> None:
-    """Polls while layers are timed; then the whole page is drawn again."""
-    with frame.guard():
-        run = state.store().run(number)
-        if not run.active:
-            st.rerun()
-        waiting.draw(run, will="time the layers", does="times the layers")
 
 
 def _score(profile: Profile, recipe: Recipe, card: cards.Card, tables: tuple[int, ...]) -> None:

@@ -78,7 +78,7 @@ def section(profile: Profile, recipe: Recipe) -> None:
     )
     if along:
         here = (along.position(shares, unit), along.damage(shares))
-        best = _front(number, damage, unit, len(shares), along)
+        best = _front(settings.database_url(), number, damage, unit, along.layers, tuple(along.prices[unit].tolist()), along)
         fig = charts.front(best, here, unit=UNITS[unit], damage=stored.DAMAGES[damage][0].lower(), dark=frame.dark(), keep=(number, damage, unit))
         frame.chart(fig, key="sensitivity_front", caption=FRONT, data=best)
     elif spent:
@@ -129,7 +129,7 @@ def _invite(plan: Sensitivity) -> None:
     store = state.store()
     number = next(filter(None, (stored.find(store, plan, status=status) for status in ("running", "queued"))), None)
     if number is not None:
-        st.fragment(_wait, run_every="2s")(number)
+        st.fragment(waiting.line, run_every="2s")(number, will="measure the layers", does="measures layer by layer", cancel="sens_cancel")
         return
     try:
         last = store.run(state.get(WATCHED, 0)) if state.get(WATCHED, 0) else None
@@ -142,18 +142,6 @@ def _invite(plan: Sensitivity) -> None:
             "Measure layer by layer", icon=":material/ssid_chart:", key="sens_measure", help="What is measured by then survives an interruption."
         ):
             launch.queue(plan, kind=stored.KIND, name=WATCHED)
-            st.rerun()
-
-
-def _wait(number: int) -> None:
-    """Polls while layers are measured; then the whole page is drawn again."""
-    with frame.guard():
-        run = state.store().run(number)
-        if not run.active:
-            st.rerun()
-        waiting.draw(run, will="measure the layers", does="measures layer by layer")
-        if st.button("Cancel", key="sens_cancel", icon=":material/stop_circle:"):
-            state.backend().cancel(number)
             st.rerun()
 
 
@@ -178,5 +166,6 @@ def _rows(url: str, number: int) -> pd.DataFrame:
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def _front(number: int, damage: str, unit: str, layers: int, _along: Along) -> pd.DataFrame:
+def _front(url: str, number: int, damage: str, unit: str, layers: tuple[str, ...], prices: tuple[float, ...], _along: Along) -> pd.DataFrame:
+    """Of the run's curves and what these layers cost; the arguments before `_along` tell one such front from another."""
     return _along.front(unit)

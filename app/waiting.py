@@ -5,18 +5,27 @@ from __future__ import annotations
 import streamlit as st
 
 from app import devices, frame, state
-from starfish_lab.store import Run
 
 
-def draw(run: Run, *, will: str, does: str) -> None:
-    """A line for a queued or running job, said in two forms: what it will do, and does."""
-    alive, _ = devices.capacity()
-    if run.status == "queued" and (waits := devices.waits(run.wants, alive)):
-        st.caption(f"Run {run.id} will {will}: it {waits}.")
-        return
-    share = min(1.0, run.step / run.steps) if run.step and run.steps else 0.0
-    left = f", about {run.seconds_left:.0f} s left" if run.seconds_left else ""
-    st.progress(share, text=f"Run {run.id} {does}{': waiting' if run.status == 'queued' else left}")
+def line(run_id: int, *, will: str, does: str, cancel: str = "") -> None:
+    """Polled while a job is queued or running, said in two forms, what it will do and does; then the whole page is drawn again.
+
+    `cancel` is the key of a button that stops it; without, there is none.
+    """
+    with frame.guard():
+        run = state.store().run(run_id)
+        if not run.active:
+            st.rerun()
+        alive, _ = devices.capacity()
+        if run.status == "queued" and (waits := devices.waits(run.wants, alive)):
+            st.caption(f"Run {run_id} will {will}: it {waits}.")
+        else:
+            share = min(1.0, run.step / run.steps) if run.step and run.steps else 0.0
+            left = f", about {run.seconds_left:.0f} s left" if run.seconds_left else ""
+            st.progress(share, text=f"Run {run_id} {does}{': waiting' if run.status == 'queued' else left}")
+        if cancel and st.button("Cancel", key=cancel, icon=":material/stop_circle:"):
+            state.backend().cancel(run_id)
+            st.rerun()
 
 
 def picture(run_id: int, *, does: str, height: int) -> None:

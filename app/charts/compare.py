@@ -48,7 +48,7 @@ def accuracy_against_cost(
     best = front(points) if len(points) else points
     fig = theme.figure(_title(points, best), dark=dark, height=480, x=unit, y="Top-1 accuracy (%)", keep=keep)
     if len(points):
-        _front_line(fig, best, dark)
+        front_line(fig, best, dark)
         _healing_lines(fig, points, dark)
     for stage in theme.STAGES:
         rows = points[points["stage"] == stage] if len(points) else points
@@ -81,7 +81,8 @@ def _and(names: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _front_line(fig: go.Figure, best: pd.DataFrame, dark: bool) -> None:
+def front_line(fig: go.Figure, best: pd.DataFrame, dark: bool) -> None:
+    """The grey steps that join the marks no other beats; `best` has columns cost and top1, in the order of cost."""
     fig.add_scatter(
         x=best["cost"], y=100 * best["top1"], mode="lines", name="Pareto front", hoverinfo="skip",
         line={"color": theme.ink(dark, quiet=True), "width": 1.5, "shape": "hv"},

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app.charts import theme
-from app.charts.compare import front
+from app.charts.compare import front, front_line
 from app.latency_rows import spoken
 from app.results import count
 
@@ -28,10 +28,7 @@ def accuracy_against_latency(
         _title(points, best, device, batch), dark=dark, height=460, x=f"Time of a batch of {batch} (ms)", y="Top-1 accuracy (%)", keep=keep
     )
     if len(best):
-        fig.add_scatter(
-            x=best["cost"], y=100 * best["top1"], mode="lines", name="Pareto front", hoverinfo="skip",
-            line={"color": theme.ink(dark, quiet=True), "width": 1.5, "shape": "hv"},
-        )  # fmt: skip
+        front_line(fig, best, dark)
     for stage in theme.STAGES:
         rows = points[points["stage"] == stage] if len(points) else points
         if len(rows):

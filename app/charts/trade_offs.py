@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app.charts import theme
-from app.charts.compare import COSTS
+from app.charts.compare import COSTS, front_line
 from app.charts.latency_accuracy import wrapped
 
 SIZES = {"front": 12, "unresolved": 9, "beaten": 7}
@@ -36,10 +36,7 @@ def trade_offs(
         )  # fmt: skip
     best = marks[marks["standing"] == "front"].sort_values("cost") if len(marks) else marks
     if len(best):
-        fig.add_scatter(
-            x=best["cost"], y=100 * best["top1"], mode="lines", name="Pareto front", hoverinfo="skip",
-            line={"color": theme.ink(dark, quiet=True), "width": 1.5, "shape": "hv"},
-        )  # fmt: skip
+        front_line(fig, best, dark)
     for stage in theme.STAGES:
         for standing in ("beaten", "unresolved", "front"):
             rows = marks[(marks["stage"] == stage) & (marks["standing"] == standing)] if len(marks) else marks
