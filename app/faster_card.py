@@ -189,9 +189,7 @@ def _score(profile: Profile, recipe: Recipe, card: cards.Card, tables: tuple[int
 
 def _ids(kind: str, most: int, *, model: str | None = None) -> tuple[int, ...]:
     """Numbers of the newest finished runs of a kind, and of one network, the oldest first."""
-    runs = state.store().runs(kind=kind, status="done", limit=most if model is None else 200)
-    runs = runs if model is None else runs[runs["model"] == model]
-    return tuple(sorted(int(number) for number in runs["id"].head(most)))
+    return tuple(sorted(state.store().numbers(kind=kind, status="done", limit=most, **({"model": model} if model else {}))))
 
 
 @st.cache_data(max_entries=8, show_spinner=False)

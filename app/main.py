@@ -3,6 +3,7 @@
 Started by `python -m starfish_lab app`, or by `streamlit run app/main.py` beside a worker.
 """
 
+import gc
 import sys
 from pathlib import Path
 
@@ -13,6 +14,14 @@ if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
 from app import frame, signing, state  # noqa: E402
+
+
+@st.cache_resource(show_spinner=False)
+def _set_apart(path: str) -> None:
+    """What a page's modules keep for good, out of the way of the full garbage collection that Streamlit makes after every run."""
+    gc.collect()
+    gc.freeze()
+
 
 st.set_page_config(page_title="STARFISH Lab", page_icon=f"{ROOT}/assets/icon.svg", layout="wide")
 page = st.navigation(
@@ -41,7 +50,8 @@ page = st.navigation(
 )
 with frame.guard():
     signing.door()
-    state.sync()
+    state.sync(page.url_path)
     notices = frame.begin()
     page.run()
     frame.tell(notices)
+    _set_apart(page.url_path)

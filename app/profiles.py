@@ -33,8 +33,8 @@ def find(model: ModelChoice | None = None) -> Profile | None:
         model = model or state.recipe(_model_only()).model
         if model.name == "starter" and BUNDLED.exists():
             return _bundled(str(BUNDLED), BUNDLED.stat().st_mtime_ns)
-        made = state.store().runs(kind="profile", status="done", limit=1)["id"]  # a profile made anew takes the place of the one in memory
-        return _stored(settings.database_url(), whatif.profile_key(model), int(made.max()) if len(made) else 0)
+        made = state.store().numbers(kind="profile", status="done", limit=1)  # a profile made anew takes the place of the one in memory
+        return _stored(settings.database_url(), whatif.profile_key(model), *made or [0])
     except _Missing:
         return None
 
@@ -85,23 +85,21 @@ def stage_rows(profile: Profile, predicted: whatif.WhatIf | None = None, *, reci
         return rows
     if recipe.model.name == "starter" and recipe.images == ImagesChoice(calibration=recipe.images.calibration, drift=recipe.images.drift):
         dense |= _card()
-    done = state.store().runs(status="done", limit=200)
-    same = done[done["recipe_hash"] == recipe.fingerprint()]
-    if len(same):
-        _fill(rows, _figures(settings.database_url(), int(same["id"].iloc[0])))
+    same = state.store().numbers(kind="experiment", status="done", recipe_hash=recipe.fingerprint(), limit=1)
+    if same:
+        _fill(rows, _figures(settings.database_url(), same[0]))
     else:
-        _dense(dense, recipe, done)
+        _dense(dense, recipe)
     _time(rows, recipe)
     return rows
 
 
-def _dense(dense: dict[str, object], recipe: Recipe, done: pd.DataFrame) -> None:
+def _dense(dense: dict[str, object], recipe: Recipe) -> None:
     """What the latest of the finished runs measured of the same unpruned network on the same images."""
-    kin = done[(done["model"] == recipe.model.name) & (done["weights"] == recipe.model.weights)]
-    for run_id in kin["id"].head(5):
-        known = state.store().run(int(run_id)).recipe
+    for run_id in state.store().numbers(kind="experiment", status="done", model=recipe.model.name, weights=recipe.model.weights, limit=5):
+        known = state.store().run(run_id).recipe
         if known.model == recipe.model and known.images == recipe.images:
-            _fill([dense], _figures(settings.database_url(), int(run_id)))
+            _fill([dense], _figures(settings.database_url(), run_id))
             break
 
 
@@ -109,12 +107,11 @@ def _time(rows: list[dict[str, object]], recipe: Recipe) -> None:
     """Where no run of the recipe timed them: what the latest measurement of latency says of networks so pruned, whatever their weights."""
     if any(row.get("latency_ms") is not None for row in rows[1:]):
         return
-    runs = state.store().runs(kind="latency", status="done", limit=200)
-    alike = (runs["model"] == recipe.model.name) & (runs["pattern"] == recipe.pruning.pattern) & (runs["sparsity"] == recipe.pruning.sparsity)
-    for run_id in runs.loc[alike, "id"].head(5):
-        known = state.store().run(int(run_id)).recipe
+    alike = {"model": recipe.model.name, "pattern": recipe.pruning.pattern, "sparsity": recipe.pruning.sparsity}
+    for run_id in state.store().numbers(kind="latency", status="done", limit=5, **alike):
+        known = state.store().run(run_id).recipe
         if (known.pruning, known.tokens) == (recipe.pruning, recipe.tokens):
-            found = _timed(settings.database_url(), int(run_id), usual(recipe)[-1])
+            found = _timed(settings.database_url(), run_id, usual(recipe)[-1])
             if found and accelerators.fits(recipe.device, found["dense"]["on"], found["dense"]["device"]):
                 for row in rows:
                     row |= found["dense" if row["stage"] == "dense" else "pruned"]

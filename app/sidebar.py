@@ -134,7 +134,7 @@ def _situation(alive: pd.DataFrame, problem: str) -> str:
         return "away"
     if alive.empty:
         return "none"
-    return "busy" if alive["run"].notna().any() or len(state.store().runs(kind=None, status="queued", limit=1)) else "idle"
+    return "busy" if alive["run"].notna().any() or state.store().numbers(status="queued", limit=1) else "idle"
 
 
 def _poll(before: str) -> None:

@@ -29,10 +29,13 @@ from starfish_lab.store.service import Service
 KNOWN_SECONDS = 3.0  # how long a page may show a role that an admin has just taken away; an act is refused at once
 
 
-def sync() -> None:
-    """Read the link on a session's first run; write the address bar on every run. Called once, by main."""
+def sync(page: str) -> None:
+    """Read the link on a session's first run; write the address bar on every run. Called once, by main, with the page that is open."""
     if "choice" not in st.session_state:
         _read()
+    if st.session_state.get("page") != page:
+        st.session_state["page"] = page
+        _untie()
     _write()
 
 
@@ -161,6 +164,12 @@ def _tied(key: str, value: object, keep) -> dict[str, object]:
     if st.session_state.get(key) != value:  # setting an equal value would push it over what is being typed
         st.session_state[key] = value
     return {"key": key, "on_change": changed}
+
+
+def _untie() -> None:
+    """Forget what tied widgets show: a widget of the same name on another page would take the key for set, and start empty."""
+    for key in [key for key in st.session_state if str(key).startswith(("choice.", "value."))]:
+        del st.session_state[key]
 
 
 def _read() -> None:

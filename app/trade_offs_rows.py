@@ -34,7 +34,7 @@ class Shelf:
     def runs(self, store: Store, model: str, weights: str) -> pd.DataFrame:
         """The store's rows of them, newest last, with what `needs` says of their recipes; index: the run's number."""
         with self._lock:
-            ids = store.finished(model, weights)
+            ids = store.numbers(kind="experiment", status="done", model=model, weights=weights)
             known = self._runs[self._runs.index.isin(ids)] if len(self._runs) else self._runs
             if fresh := sorted(set(ids) - set(known.index)):
                 rows = store.runs(ids=fresh, limit=len(fresh)).set_index("id", drop=False)

@@ -129,7 +129,7 @@ async def _click_about(view, rng: random.Random, begun: float, seconds: float, c
         await view.keyboard.press("Escape")
     ahead: list[tuple[int, int]] = []
     while time.monotonic() - begun < seconds:
-        await asyncio.sleep(rng.uniform(2, 6))
+        await asyncio.sleep(rng.uniform(5, 11))
         ahead = ahead or rng.sample(places, len(places))
         menu, place = ahead.pop()
         try:
@@ -138,7 +138,7 @@ async def _click_about(view, rng: random.Random, begun: float, seconds: float, c
             await view.evaluate(WATCH)
             at = time.monotonic()
             await links.nth(place).click()
-            await view.wait_for_function(SETTLED, arg=path, timeout=30_000)
+            await view.wait_for_function(SETTLED, arg=path, polling=50, timeout=30_000)  # 'raf' would have every page draw frames as it waits
             clicks.append((name, at - begun, 1e3 * (time.monotonic() - at)))
             if await view.locator("[data-testid=stException], [data-testid=stAlertContentError]").count():
                 errors.append(f"{name}: {await view.locator('[data-testid=stAlertContentError]').all_inner_texts()}")

@@ -50,7 +50,7 @@ def test_accuracy_stands_against_cost_with_intervals_and_a_front(store):
     assert found["healed"]["text"] == [str(i) for i in ids] or found["healed"]["text"] == [str(i) for i in reversed(ids)]
     assert all(error > 0 for error in found["healed"]["error_y"]["array"])
     assert "MACs" in against["layout"]["xaxis"]["title"]["text"]
-    assert set(traces(drift)) == {"pruned", "healed"} and traces(drift)["healed"]["y"] == ["run 1", "run 2"]
+    assert {"pruned", "healed"} <= set(traces(drift)) and traces(drift)["healed"]["y"] == ["run 1", "run 2"]
     assert "Run 1 is the most accurate" in said(app) and "n = 540" in said(app)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from test_app_explore import bundled, figure, link, open_app, values
 
@@ -11,7 +12,7 @@ from starfish_lab.store import Store
 
 
 def panels(fig: dict) -> list[tuple[str, str]]:
-    return [tuple(trace["customdata"][0]) for trace in fig["data"] if trace["type"] == "bar"]
+    return [tuple(key) for trace in fig["data"] if trace["type"] == "bar" for key in trace["customdata"]]
 
 
 def finished_run(spectra: dict[str, int]) -> int:
@@ -32,14 +33,16 @@ def test_grid_shows_every_matrix_of_the_starter_one_enlarged_and_a_heat_map():
     grid, enlarged, depth = (figure(at, i) for i in range(3))
     inside = bundled().spectra.query("depth >= 0 and part != 'qkv'")
     assert set(panels(grid)) == set(zip(inside["layer"], inside["part"])) and len(panels(grid)) == 36
-    counts = {tuple(t["customdata"][0]): sum(values(t["y"])) for t in grid["data"] if t["type"] == "bar"}
-    assert all(counts[row.layer, row.part] == min(row.rows, row.cols) for row in inside.itertuples())
+    areas = [np.array(values(t["y"]), float) for t in grid["data"] if t.get("fill") == "toself"]
+    drawn = sum(1 + int(np.isnan(area).sum()) for area in areas)
+    assert drawn == 36, "a histogram for every matrix"
     assert enlarged["layout"]["xaxis"]["type"] == "log"
     top = inside.loc[inside["spikes"].idxmax()]
     diamonds = next(t for t in enlarged["data"] if t["name"] == "spikes")
     assert values(diamonds["x"]) == pytest.approx(top["spike_values"]), "at first the matrix with most spikes is enlarged"
-    (heat,) = depth["data"]
+    heat, figures = depth["data"]
     assert heat["type"] == "heatmap" and heat["y"] == ["qkv", "q", "k", "v", "proj", "fc1", "fc2"]
+    assert len(figures["text"]) == 42 and set(figures["textfont"]["color"]) == {"#000000", "#ffffff"}
 
 
 def test_a_link_chooses_kinds_matrix_and_figure():

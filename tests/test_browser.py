@@ -13,6 +13,7 @@ import time
 import zipfile
 
 import pytest
+import synthetic
 from browsing import PAGES, ROOT, settled, unharmed
 
 pytestmark = pytest.mark.alone
@@ -97,3 +98,16 @@ def test_a_link_full_of_nonsense_opens_a_page(lab, page):
         page.get_by_text("The link says").first.wait_for()
         settled(page)
         unharmed(page)
+
+
+def test_pages_that_share_a_control_agree_on_it(lab, page):
+    first, second = (synthetic.done(lab.store, healed=healed, seed=seed) for seed, healed in enumerate((0.9, 0.95)))
+    page.goto(f"{lab.url}/trade_offs?runs={first},{second}&cost=parameters_m")
+    for there in ("Compare", "Trade-offs"):
+        settled(page)
+        page.locator("[data-testid=stTopNavSection]").filter(has_text="Review").click()
+        page.locator("[data-testid=stTopNavDropdownLink]").filter(has_text=there).click()
+        page.get_by_text("Accuracy against" if there == "Trade-offs" else "Published figures").first.wait_for()
+        settled(page)
+        unharmed(page)
+        assert page.get_by_role("radio", name="Parameters").first.is_checked(), there

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from app.charts import budget, spectra, theme
+from app.charts import budget, spectra, spectra_grid, theme
 from starfish_lab.spectra.fit import MarchenkoPastur
 
 
@@ -79,8 +79,8 @@ def test_a_layer_that_is_no_bulk_says_so():
     fig = spectra.spectrum(row)
     assert fig.layout.title.text == "MP does not describe proj, block 1"
     assert traces(fig, "scatter")[0].line.dash == "dot"
-    small = spectra.grid(pd.DataFrame([row]))
-    assert any("×" in note.text for note in small.layout.annotations)
+    small = spectra_grid.grid(pd.DataFrame([row]))
+    assert any("×" in text for text in next(trace.text for trace in small.data if trace.mode == "text"))
 
 
 def test_a_matrix_of_zeros_is_drawn_as_its_verdict():
@@ -88,7 +88,7 @@ def test_a_matrix_of_zeros_is_drawn_as_its_verdict():
         matrix_row("blocks.0.mlp.fc1") | {"bin_edges": [], "counts": [], "spike_values": [], "sigma": 0.0, "sigma_plus": None, "verdict": "zeros"}
     )
     assert [note.text for note in spectra.spectrum(row).layout.annotations] == ["zeros"]
-    assert len(spectra.grid(pd.DataFrame([row])).data) == 0
+    assert len(spectra_grid.grid(pd.DataFrame([row])).data) == 0
 
 
 def test_control_is_drawn_only_where_asked_for_and_known():
@@ -100,36 +100,47 @@ def test_control_is_drawn_only_where_asked_for_and_known():
 
 def test_grid_has_a_panel_a_matrix_in_one_figure_without_webgl():
     rows = table()
-    fig = spectra.grid(rows, selected=("blocks.1.mlp.fc1", ""))
-    bars = traces(fig, "bar")
-    assert [tuple(bar.customdata[0]) for bar in bars] == [(f"blocks.{d}.attn.qkv", "q") for d in range(3)] + [
+    fig = spectra_grid.grid(rows, selected=("blocks.1.mlp.fc1", ""))
+    (bars,) = traces(fig, "bar")
+    assert [tuple(key) for key in bars.customdata] == [(f"blocks.{d}.attn.qkv", "q") for d in range(3)] + [
         (f"blocks.{d}.mlp.fc1", "") for d in range(3)
     ]
-    assert all(sum(bar.y) == 32 for bar in bars)
-    assert len({(bar.xaxis, bar.yaxis) for bar in bars}) == 6
-    assert {trace.type for trace in fig.data} == {"bar", "scatter"}
-    bold = [note.text for note in fig.layout.annotations if note.text.startswith("<b>")]
-    assert len(bold) == 1 and "fc1 1" in bold[0]
-    # λ in units of the edge: in every panel the edge stands at 1
-    assert all(tuple(t.x) == (1, 1) for t in traces(fig, "scatter") if len(t.x) == 2 and t.line.dash == "dot")
+    assert {trace.type for trace in fig.data} == {"bar", "scatter"}, "and no WebGL"
+    assert len(set(zip(bars.x, bars.base))) == 6 and len(fig.data) <= 9, "a trace of a kind, not of a panel"
+    labels = next(trace.text for trace in fig.data if trace.mode == "text")
+    assert [text.startswith("<b>") for text in labels] == [False] * 4 + [True, False] and "fc1 1" in labels[4]
+    # λ in units of the edge: it stands at the same place in every panel
+    edges = next(np.array(t.x, float) for t in traces(fig, "scatter") if t.line.width == 1)
+    assert np.allclose(edges[~np.isnan(edges)] % 1, edges[0])
+
+
+def test_a_panel_holds_its_histogram_to_scale():
+    row = table().iloc[[0]]
+    (area,) = (trace for trace in traces(spectra_grid.grid(row), "scatter") if trace.fill == "toself")
+    counts = np.array(row["counts"].iloc[0], float)
+    heights = np.array(area.y)[1:-1:2] + 1
+    top = max([*counts, *spectra.density(row.iloc[0], 40)[1]])
+    assert np.allclose(heights, spectra_grid.HIGH * counts / top) and np.allclose(np.array(area.y)[[0, -1]], -1)
 
 
 def test_grid_never_shows_more_than_48_panels_and_says_how_many_there_are():
     rows = pd.concat([table(1, ("fc1",)).head(1).assign(layer=f"blocks.{d}.mlp.fc1", depth=d) for d in range(60)])
-    fig = spectra.grid(rows)
-    assert len(traces(fig, "bar")) == 48
+    fig = spectra_grid.grid(rows)
+    assert len(traces(fig, "bar")[0].x) == 48
     assert fig.layout.title.text.startswith("48 of 60 matrices")
 
 
 def test_heat_map_has_roles_by_depth_and_crosses():
     rows = table()
     rows.loc[rows["layer"] == "blocks.2.mlp.fc1", "applies"] = False
-    (heat,) = spectra.heatmap(rows, "spikes").data
+    fig = spectra.heatmap(rows, "spikes")
+    (heat,), (figures,) = traces(fig, "heatmap"), traces(fig, "scatter")
     assert list(heat.y) == ["q", "fc1"] and list(heat.x) == [0, 1, 2]
     inside = rows[rows["depth"] >= 0].assign(role=lambda t: ["q" if p else "fc1" for p in t["part"]])
     expected = inside.set_index(["role", "depth"])["spikes"]
     assert all(heat.z[i][d] == expected[(role, d)] for i, role in enumerate(heat.y) for d in range(3))
-    assert heat.text[1][2].endswith("×") and not heat.text[1][1].endswith("×")
+    words = dict(zip(zip(figures.y, figures.x), figures.text))
+    assert words["fc1", 2].endswith("×") and not words["fc1", 1].endswith("×")
     assert list(heat.customdata[0][1])[:2] == ["blocks.1.attn.qkv", "q"]
 
 
@@ -215,7 +226,7 @@ def test_stages_stay_apart_for_colour_blind_eyes(dark):
 
 
 def test_figures_are_plain_json_with_titles_and_one_template():
-    for fig in (spectra.grid(table()), spectra.heatmap(table()), budget.budget(layers({"attn.qkv": 0.5})), spectra.spectrum(table().iloc[0])):
+    for fig in (spectra_grid.grid(table()), spectra.heatmap(table()), budget.budget(layers({"attn.qkv": 0.5})), spectra.spectrum(table().iloc[0])):
         loaded = json.loads(fig.to_json())
         assert loaded["layout"]["title"]["text"] and loaded["layout"]["template"]["layout"]["font"]["family"] == theme.FONT
         assert isinstance(loaded["layout"]["uirevision"], str)

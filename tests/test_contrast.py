@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tomllib
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
-from app.charts import bakeoff, theme
+from app.charts import bakeoff, cells, theme
 
 LEAST = 4.5
 
@@ -43,3 +44,10 @@ def test_the_pages_share_the_charts_colours_and_their_own_can_be_read(scheme):
     assert pages["chartCategoricalColors"] == [theme.stage_colour(stage, dark) for stage in theme.STAGES]
     for ground in (pages["backgroundColor"], pages["secondaryBackgroundColor"], pages["sidebar"]["backgroundColor"]):
         assert min(contrast(pages[name], ground) for name in ("textColor", "linkColor", "primaryColor")) >= LEAST
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("share", np.linspace(0, 1, 41))
+def test_a_figure_in_a_cell_can_be_read_on_any_colour_of_the_scale(share, dark):
+    behind = "#" + "".join(f"{round(255 * part):02x}" for part in cells.colour(share, dark))
+    assert contrast(cells.ink(share, dark), behind) >= LEAST

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from app.charts import theme
+from app.charts import cells, theme
 
 # What is drawn always grows with distance, so CKA, a likeness, is drawn as 1 − CKA.
 METRICS = {
@@ -79,9 +79,11 @@ def by_run(
         grid = rows[rows["stage"] == stage].pivot_table(index="run", columns="depth", values="distance").reindex(index=runs, columns=depths)
         fig.add_heatmap(
             x=depths, y=[labels[run] for run in runs], z=grid.to_numpy(), coloraxis="coloraxis", name=stage, xgap=1, ygap=2, row=panel, col=1,
-            texttemplate="%{z:.2g}" if len(depths) <= 8 else None, textfont={"size": 11},
             hovertemplate=f"%{{y}}, {stage}, block %{{x}}<br>{METRICS[metric][0].lower()} %{{z:.3g}}<extra></extra>",
         )  # fmt: skip
+        if len(depths) <= cells.MOST:
+            names = [labels[run] for run in runs]
+            cells.write(fig, cells.figures(grid), grid, x=depths, y=names, largest=largest, dark=dark, axes={"row": panel, "col": 1})
     fig.update_layout(
         coloraxis={
             "colorscale": theme.sequential(dark), "cmin": 0, "cmax": largest,

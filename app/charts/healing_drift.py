@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from app.charts import theme
+from app.charts import cells, theme
 from app.charts.drift import METRICS, distances
 
 KEEPS = 0.5  # a block that keeps this share of its drift has not healed
@@ -96,13 +97,14 @@ def over_steps(
     pruned = _of(drift[drift["stage"] == "pruned"], metric).reindex(grid.columns)
     rows = ["pruned", *(f"step {step}" for step in grid.index)]
     fig = theme.figure(_first_healed(grid, pruned), dark=dark, height=340, x="Block, by depth", keep=keep)
+    z, largest = np.vstack([pruned, grid]), max(float(looks["distance"].max()), float(pruned.max()))
     fig.add_heatmap(
-        x=list(grid.columns), y=rows, z=[pruned.tolist(), *grid.to_numpy().tolist()], name="blocks", xgap=1, ygap=2,
-        zmin=0, zmax=max(float(looks["distance"].max()), float(pruned.max())), colorscale=theme.sequential(dark),
-        texttemplate="%{z:.2g}" if len(grid.columns) <= 8 else None, textfont={"size": 11},
+        x=list(grid.columns), y=rows, z=z, name="blocks", xgap=1, ygap=2, zmin=0, zmax=largest, colorscale=theme.sequential(dark),
         colorbar={"title": {"text": METRICS[metric][0], "side": "right", "font": {"size": 12}}, "thickness": 12, "outlinewidth": 0},
         hovertemplate=f"block %{{x}}, %{{y}}<br>{METRICS[metric][0].lower()} %{{z:.3g}}<extra></extra>",
     )  # fmt: skip
+    if len(grid.columns) <= cells.MOST:
+        cells.write(fig, cells.figures(z), z, x=list(grid.columns), y=rows, largest=largest, dark=dark)
     fig.update_layout(margin_t=48)
     fig.update_xaxes(dtick=1 if len(grid.columns) <= 24 else 4, showgrid=False)
     fig.update_yaxes(type="category", showgrid=False)

@@ -1,4 +1,4 @@
-"""Eigenvalues of weight matrices against the Marchenko–Pastur bulk: one enlarged, all in small, one figure over depth.
+"""Eigenvalues of weight matrices against the Marchenko–Pastur bulk: one enlarged, one figure over depth. All in small: spectra_grid.
 
 Rows are those of `spectra.layers.spectra_table`: a histogram of λ = s²/n with bins even in log λ, the fitted σ, the
 edge σ₊ as a singular value, and the λ of the spikes. What is drawn is counts a bin, so the density f of the law
@@ -14,10 +14,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app.charts import theme
+from app.charts.cells import write
 from starfish_lab.spectra import marchenko_pastur as mp
 
-MOST_PANELS = 48
-COLUMNS = 12
 ROLES = ("qkv", "q", "k", "v", "proj", "fc1", "fc2")  # the order in which kinds of matrices are listed; others follow
 
 # Figures of a layer that a heat map can show: (name in a sentence, unit for the colour bar, format on hover).
@@ -66,7 +65,7 @@ def spectrum(row: pd.Series, *, dark: bool = False, control: bool = False, moved
         steps = np.repeat(edges, 2)[1:-1], np.repeat(permuted, 2)
         fig.add_scatter(x=steps[0], y=steps[1], mode="lines", name="same entries, permuted", line={"color": amber, "width": 1.5}, hoverinfo="skip")
     x, y = density(row)
-    (lower, upper), lowest = _bulk(row), edges[0]
+    (lower, upper), lowest = bulk(row), edges[0]
     if len(x):
         dash = "solid" if row["applies"] else "dot"
         fig.add_vrect(x0=max(lower, edges[0]), x1=upper, fillcolor=theme.tint(teal, 0.1), line_width=0, layer="below")
@@ -109,82 +108,6 @@ def density(row: pd.Series, points: int = 160) -> tuple[np.ndarray, np.ndarray]:
     return x / scale, (p - spikes) * mp.density(x, gamma, sigma2) * x * math.log(edges[1] / edges[0])
 
 
-def grid(table: pd.DataFrame, *, selected: tuple[str, str] = ("", ""), dark: bool = False) -> go.Figure:
-    """Small spectra in one figure, at most 48: roles below each other, depth from left to right.
-
-    λ is drawn in units of the bulk's upper edge, so the edge stands at the same place in every panel of a
-    role. Bars carry (layer, part) as customdata.
-    """
-    rows = add_role(table[table["depth"] >= 0])
-    order = roles(table)
-    shown = rows.sort_values("role", key=lambda names: names.map(order.index), kind="stable").head(MOST_PANELS)
-    places = _places(shown)
-    deep, wide = (max(place) for place in zip(*places)) if places else (1, 1)
-    height = 84 + 116 * deep
-    gap_x, gap_y = 0.012, 30 / height
-    width, tall = (1 - gap_x * (wide - 1)) / wide, (1 - gap_y * (deep - 1)) / deep
-    layout = theme.figure(_grid_title(shown, len(rows)), dark=dark, height=height, keep=",".join(order)).layout.to_plotly_json()
-    layout |= {"showlegend": False, "bargap": 0, "margin": {"t": 72, "b": 12}, "annotations": []}
-    bare = {"showgrid": False, "showticklabels": False, "fixedrange": True}
-    span, data = _span(shown), []
-    for number, ((_, row), (r, c)) in enumerate(zip(shown.iterrows(), places), start=1):
-        left, bottom = (c - 1) * (width + gap_x), 1 - r * tall - (r - 1) * gap_y
-        x, y = f"x{number}", f"y{number}"
-        layout[f"xaxis{number}"] = {**bare, "type": "log", "range": span, "anchor": y, "domain": [left, min(left + width, 1)]}
-        layout[f"yaxis{number}"] = {**bare, "rangemode": "tozero", "anchor": x, "domain": [max(bottom, 0), min(bottom + tall, 1)]}
-        chosen = (row["layer"], row["part"]) == tuple(selected)
-        data += [{**trace, "xaxis": x, "yaxis": y} for trace in _panel(row, chosen=chosen, dark=dark)]
-        layout["annotations"].append(_label(row, left, min(bottom + tall, 1), chosen=chosen, dark=dark))
-    return go.Figure({"data": data, "layout": layout})  # all at once: adding a trace at a time is six times slower
-
-
-def _panel(row: pd.Series, *, chosen: bool, dark: bool) -> list[dict[str, object]]:
-    """Traces of one small spectrum: histogram, law, edge, spikes."""
-    edges, counts = np.array(row["bin_edges"], float), np.array(row["counts"], float)
-    if len(counts) == 0:
-        return []
-    slate, _, teal = (theme.stage_colour(stage, dark) for stage in theme.STAGES)
-    unit = _bulk(row)[1] or 1.0
-    facts = f"σ₊ {theme.number(row['sigma_plus'])}, largest s {theme.number(row['top'])}"
-    quiet = {"type": "scatter", "mode": "lines", "hoverinfo": "skip"}
-    traces = [{
-        "type": "bar", **_histogram(edges / unit, counts), "customdata": [[row["layer"], row["part"]]] * len(counts),
-        "hovertemplate": f"<b>{name(row)}</b><br>{row['verdict']}<br>{facts}<extra></extra>", "unselected": {"marker": {"opacity": 1}},
-        "marker": {"color": theme.tint(slate, 0.85 if chosen else 0.42), "line": {"width": 0}},
-    }]  # fmt: skip
-    x, y = density(row, 40)
-    if len(x):
-        law = {"color": teal, "width": 1.6, "dash": "solid" if row["applies"] else "dot"}
-        edge = {"color": theme.ink(dark, quiet=True), "width": 1, "dash": "dot"}
-        traces += [{**quiet, "x": x / unit, "y": y, "line": law}, {**quiet, "x": [1, 1], "y": [0, max(counts)], "line": edge}]
-    spikes = np.array(row["spike_values"], float)
-    if len(spikes):
-        mark = {"symbol": "diamond", "size": 5, "color": theme.ink(dark)}
-        traces.append({**quiet, "mode": "markers", "x": spikes / unit, "y": np.full(len(spikes), 0.06 * max(counts)), "marker": mark})
-    return traces
-
-
-def _label(row: pd.Series, x: float, y: float, *, chosen: bool, dark: bool) -> dict[str, object]:
-    """Above a panel: role and block, the number of spikes, or × where the law does not hold."""
-    count = f"◆ {int(row['spikes'])}" if row["applies"] else "×"
-    text = f"{row['role']} {row['depth']}  <span style='opacity:.7'>{count}</span>"
-    return {
-        "x": x, "y": y, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom", "showarrow": False,
-        "text": f"<b>{text}</b>" if chosen else text, "font": {"size": 11, "color": theme.ink(dark)},
-    }  # fmt: skip
-
-
-def _span(shown: pd.DataFrame) -> list[float]:
-    """One range of λ/λ₊ for all panels, in powers of ten: from the lowest bulk to the largest spike, at most a hundred times the edge."""
-    lows, highs = [0.3], [1.5]
-    for _, row in shown.iterrows():
-        lower, upper = _bulk(row)
-        if upper and len(row["bin_edges"]):
-            lows.append(max(lower, row["bin_edges"][0]) / upper)
-            highs.append(row["bin_edges"][-1] / upper)
-    return [math.log10(max(min(lows), 1e-3)) - 0.05, math.log10(min(max(highs), 100)) + 0.1]
-
-
 def heatmap(table: pd.DataFrame, value: str = "spikes", *, dark: bool = False) -> go.Figure:
     """One figure of every matrix: roles from top to bottom, depth from left to right.
 
@@ -199,13 +122,14 @@ def heatmap(table: pd.DataFrame, value: str = "spikes", *, dark: bool = False) -
     custom = [[list(layers.loc[(role, depth)]) if (role, depth) in layers.index else ["", "", ""] for depth in cells.columns] for role in order]
     fig = theme.figure(_heat_title(rows, value, label), dark=dark, height=96 + 29 * len(order), x="Block, by depth", keep=value)
     fig.update_layout(margin={"t": 46})
+    z, largest = cells.to_numpy(float), rows[value].astype(float).max() or 1
     fig.add_heatmap(
-        z=cells.to_numpy(float), x=list(cells.columns), y=order, customdata=custom, xgap=2, ygap=2,
-        colorscale=theme.sequential(dark), zmin=0, zmax=rows[value].astype(float).max() or 1,
-        text=_cell_texts(cells, poor, form), texttemplate="%{text}", textfont={"size": 11},
+        z=z, x=list(cells.columns), y=order, customdata=custom, xgap=2, ygap=2,
+        colorscale=theme.sequential(dark), zmin=0, zmax=largest,
         colorbar={"title": {"text": unit, "side": "right", "font": {"size": 12}}, "thickness": 12, "outlinewidth": 0, "len": 1.0},
         hovertemplate=f"%{{y}} of block %{{x}}<br>{label} %{{z:{form}}}<br>%{{customdata[2]}}<extra></extra>", hoverongaps=False,
     )  # fmt: skip
+    write(fig, np.array(_cell_texts(cells, poor, form)), z, x=list(cells.columns), y=order, largest=largest, dark=dark)
     fig.update_xaxes(showgrid=False, fixedrange=True, dtick=1 if len(cells.columns) <= 24 else 2)
     fig.update_yaxes(showgrid=False, fixedrange=True, autorange="reversed", type="category")
     return fig
@@ -218,14 +142,6 @@ def _title(row: pd.Series) -> str:
     count = int(row["spikes"])
     spikes = f"{count} spike{'s' if count > 1 else ''} ({theme.percent(row['spike_energy'], 0)} of energy)" if count else "pure noise"
     return f"{name(row)}: {spikes}"
-
-
-def _grid_title(shown: pd.DataFrame, total: int) -> str:
-    poor = int((~shown["applies"].astype(bool)).sum())
-    which = f"{len(shown)} of {total} matrices" if total > len(shown) else f"{total} matrices"
-    if poor == 0:
-        return f"{which}: every bulk is Marchenko–Pastur"
-    return f"{which}: {poor} are not noise with a few spikes" if poor < len(shown) else f"{which}: none is noise with a few spikes"
 
 
 def _heat_title(rows: pd.DataFrame, value: str, label: str) -> str:
@@ -249,7 +165,7 @@ def _cell_texts(cells: pd.DataFrame, poor: pd.DataFrame, form: str) -> list[list
     ]
 
 
-def _bulk(row: pd.Series) -> tuple[float, float]:
+def bulk(row: pd.Series) -> tuple[float, float]:
     """Lower and upper edge in λ; 0 where nothing was fitted."""
     n = max(row["rows"], row["cols"])
     known = row["sigma_plus"] == row["sigma_plus"] and row["sigma_plus"]
@@ -268,15 +184,6 @@ def _ticks(low: float, high: float) -> list[float]:
     steps = (1, 2, 5) if high - low < 2 else (1,) if high - low > 3 else (1, 3)
     values = [step * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for step in steps]
     return [value for value in values if low <= math.log10(value) <= high]
-
-
-def _places(shown: pd.DataFrame) -> list[tuple[int, int]]:
-    """Row and column of each panel: roles below each other, each wrapped after 12 columns."""
-    places, line = [], 0
-    for _, group in shown.groupby("role", sort=False):
-        places += [(line + 1 + i // COLUMNS, 1 + i % COLUMNS) for i in range(len(group))]
-        line += math.ceil(len(group) / COLUMNS)
-    return places
 
 
 def _nothing(row: pd.Series, dark: bool) -> dict[str, object]:

@@ -21,7 +21,7 @@ TIMED = (
     "Marks of different runs also differ by what else their machine was doing."
 )
 DRIFT = (
-    "A row a run, a column a block, white is no drift; both panels share one scale. "
+    "A row a run, a column a block, the colour of the paper is no drift; both panels share one scale. "
     "It shows distance on the drift images, not whether answers are right."
 )
 SHOWS = {  # under the main figure, one at a time, as the address bar says
@@ -61,8 +61,7 @@ def _left_out(missing: list[int]) -> str:
     """Why runs of a link are not shown: they are there but not finished, were deleted, or never were."""
     store = state.store()
     there = store.runs(kind=None, ids=missing, limit=len(missing))
-    newest = store.runs(kind=None, limit=1)
-    last = int(newest["id"].iloc[0]) if len(newest) else 0
+    last = next(iter(store.numbers(limit=1)), 0)
     unfinished = [int(run) for run in there["id"]]
     deleted = [run for run in missing if run not in unfinished and run < last]
     never = [run for run in missing if run not in unfinished and run not in deleted]

@@ -212,8 +212,8 @@ profile = profiles.find()
 if profile is not None:
     frame.figures(frame.stage_rows(profile))
 view = "runs"
-if state.get("view", "runs") == "sweeps" or len(state.store().runs(kind="sweep", limit=1)):
+if state.get("view", "runs") == "sweeps" or state.store().numbers(kind="sweep", limit=1):
     tied = state.tie_value("view", "runs", allowed=list(VIEWS))
     view = st.segmented_control("Show", list(VIEWS), required=True, format_func=VIEWS.get, label_visibility="collapsed", **tied)
-active = any(len(state.store().runs(kind=None, status=status, limit=1)) for status in ("queued", "running"))
+active = any(state.store().numbers(status=status, limit=1) for status in ("queued", "running"))
 st.fragment(sweep_view.page if view == "sweeps" else page, run_every="3s" if active else None)(active)

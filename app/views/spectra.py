@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from app import frame, state
-from app.charts import spectra, theme
+from app.charts import spectra, spectra_grid, theme
 from starfish_lab import settings
 
 STAGES = {"dense": "Dense", "pruned": "Pruned", "healed": "Healed"}
@@ -106,7 +106,7 @@ def _kinds(table: pd.DataFrame) -> list[str]:
 
 
 def _usual(table: pd.DataFrame, found: list[str]) -> tuple[str, ...]:
-    room, taken = spectra.MOST_PANELS, []
+    room, taken = spectra_grid.MOST_PANELS, []
     for kind in sorted(found, key=lambda kind: FIRST.index(kind) if kind in FIRST else len(FIRST)):
         panels = int(((table["role"] == kind) & (table["depth"] >= 0)).sum())
         if kind != "qkv" and panels <= room:
@@ -131,7 +131,7 @@ def _grid(inside: pd.DataFrame, kinds: list[str], selected: tuple[str, str]) -> 
     rows = spectra.add_role(inside)
     rows = rows[rows["role"].isin(kinds)]
     clicked = frame.chart(
-        spectra.grid(rows, selected=selected, dark=frame.dark()),
+        spectra_grid.grid(rows, selected=selected, dark=frame.dark()),
         key="grid",
         select=True,
         caption="A panel is a matrix: eigenvalues on a log axis, the fitted bulk as a line, its edge dotted, spikes as diamonds with their number; "

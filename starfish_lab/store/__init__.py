@@ -120,11 +120,16 @@ class Store(People):
             rows = connection.execute(sa.select(RUNS.c.id, RUNS.c.recipe).where(RUNS.c.id.in_([int(run_id) for run_id in run_ids]))).all()
         return {run_id: json.loads(text) for run_id, text in rows}
 
-    def finished(self, model: str, weights: str) -> list[int]:
-        """Numbers of the experiments of a network that are done, oldest first, and nothing else of them: a page asks on every rerun."""
-        done = sa.and_(RUNS.c.kind == "experiment", RUNS.c.status == "done", RUNS.c.model == model, RUNS.c.weights == weights)
+    def numbers(self, *, limit: int | None = None, **equal: object) -> list[int]:
+        """Numbers of the runs whose columns equal these, such as kind="profile", newest first, and nothing else of them: a page asks on every rerun.
+
+        `status` means what stands in that state itself, not sweeps, as in `runs`.
+        """
+        query = sa.select(RUNS.c.id).where(*(RUNS.c[name] == value for name, value in equal.items()))
+        if "status" in equal:
+            query = query.where(RUNS.c.kind != SWEEP)
         with self.transaction() as connection:
-            return list(connection.scalars(sa.select(RUNS.c.id).where(done).order_by(RUNS.c.id)))
+            return list(connection.scalars(query.order_by(RUNS.c.id.desc()).limit(limit)))
 
     def events(self, run_id: int, name: str | None = None, after: int = 0) -> pd.DataFrame:
         """Figures of a run in the order they came: id, t, name, step, value; `after` leaves out ids up to it.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LOCAL = "local"  # who did it, in the audit trail of a lab without sign-in
 READS = (
-    "active", "audit", "cancel_requested", "decisions", "events", "finished", "followed", "notes", "people", "profile", "recipes", "remarks",
+    "active", "audit", "cancel_requested", "decisions", "events", "followed", "notes", "numbers", "people", "profile", "recipes", "remarks",
     "report", "run", "runs", "stale_seconds", "sweep_runs", "table", "url", "workers",
 )  # fmt: skip
 MAY = {  # what a person of a role …
