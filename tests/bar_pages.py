@@ -80,10 +80,15 @@ def thousands(runs: int | str = 10_000, reports: int | str = 300, times: int | s
 
 
 def crowd(minutes: float | str = 2, browsers: int | str = 10) -> None:
-    """Browsers at once clicking through all pages: milliseconds from click to settled page, errors, memory of the web process."""
-    with tempfile.TemporaryDirectory() as home, started(Path(home)) as lab:
-        numbers = fill(lab.store, runs=1000, reports=60)
-        asyncio.run(_crowd(lab, f"run={numbers[-1]}&runs={','.join(map(str, numbers[-5:]))}", 60 * float(minutes), int(browsers)))
+    """Browsers at once clicking through all pages: milliseconds from click to settled page, errors, memory and processor time.
+
+    Browsers and server share this machine's cores, which people's do not: what either took of them is printed beside, and after it the
+    same clicks without browsers, from the request until the app has sent the whole page.
+    """
+    for visit in (_crowd, _answers):
+        with tempfile.TemporaryDirectory() as home, started(Path(home)) as lab:
+            numbers = fill(lab.store, runs=1000, reports=60)
+            asyncio.run(visit(lab, f"run={numbers[-1]}&runs={','.join(map(str, numbers[-5:]))}", 60 * float(minutes), int(browsers)))
 
 
 async def _crowd(lab: Lab, query: str, seconds: float, browsers: int) -> None:
@@ -94,16 +99,67 @@ async def _crowd(lab: Lab, query: str, seconds: float, browsers: int) -> None:
     async with async_playwright() as api:
         browser = await api.chromium.launch(executable_path=chromium(), args=CHROMIUM)
         views = [await _visitor(browser, f"{lab.url}/?{query}", errors) for _ in range(browsers)]
-        begun, memory = time.monotonic(), asyncio.create_task(_memory(lab, seconds))
+        await asyncio.sleep(10)  # until the last of them is drawn and nothing happens any more
+        begun, memory, before = time.monotonic(), asyncio.create_task(_memory(lab, seconds)), _processor(lab)
         await asyncio.gather(*(_click_about(view, random.Random(i), begun, seconds, clicks, errors) for i, view in enumerate(views)))
-        held = await memory
+        whole = os.cpu_count() * (time.monotonic() - begun)
+        held, taken = await memory, _processor(lab)
         await browser.close()
+    _report(clicks, errors, held, [(after - first) / whole for after, first in zip(taken, before)])
+
+
+async def _answers(lab: Lab, query: str, seconds: float, visitors: int) -> None:
+    """The same without browsers: sessions that ask for page after page and take in what the app sends, as a browser's script does first."""
+    clicks: list[tuple[str, float, float]] = []
+    errors: list[str] = []
+    await _session(lab, query, random.Random(visitors), time.monotonic(), 1, [], errors)  # the app has been opened before
+    begun, memory, before = time.monotonic(), asyncio.create_task(_memory(lab, seconds)), _processor(lab)
+    await asyncio.gather(*(_session(lab, query, random.Random(i), begun, seconds, clicks, errors) for i in range(visitors)))
+    whole = os.cpu_count() * (time.monotonic() - begun)
+    held, taken = await memory, _processor(lab)[0]
+    print("without browsers, until the page is sent:")
+    _report(clicks, errors, held, [(taken - before[0]) / whole])
+
+
+async def _session(lab: Lab, query: str, rng: random.Random, begun: float, seconds: float, clicks: list, errors: list[str]) -> None:
+    """All pages in a new order again and again over one websocket, each looked at for 5 to 11 seconds."""
+    import websockets
+    from streamlit.proto.BackMsg_pb2 import BackMsg
+    from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+
+    async with websockets.connect(f"{lab.url.replace('http', 'ws')}/_stcore/stream", max_size=None) as line:
+
+        async def ask(page: str) -> None:
+            message = BackMsg()
+            message.rerun_script.query_string, message.rerun_script.page_name = query, page
+            await line.send(message.SerializeToString())
+            while True:
+                told = ForwardMsg.FromString(await asyncio.wait_for(line.recv(), 30))
+                if told.WhichOneof("type") == "delta" and told.delta.new_element.HasField("alert") and told.delta.new_element.alert.format == 1:
+                    errors.append(f"{page}: {told.delta.new_element.alert.body}")
+                if told.WhichOneof("type") == "page_not_found":
+                    errors.append(f"{page}: no such page")
+                if told.WhichOneof("type") == "script_finished":
+                    return
+
+        await ask("")
+        ahead: list[str] = []
+        while time.monotonic() - begun < seconds:
+            await asyncio.sleep(rng.uniform(5, 11))
+            ahead = ahead or rng.sample(list(PAGES), len(PAGES))
+            page, at = ahead.pop(), time.monotonic()
+            await ask(PAGES[page])
+            clicks.append((page, at - begun, 1e3 * (time.monotonic() - at)))
+
+
+def _report(clicks: list, errors: list[str], held: list[tuple[float, float]], shares: list[float]) -> None:
     for page in sorted({page for page, *_ in clicks}):
         found = [ms for name, _, ms in clicks if name == page]
         print(f"{page:16s} {len(found):4d} clicks, median {statistics.median(found):5.0f} ms, 95 % within {_p95(found):5.0f} ms")
     every = [ms for *_, ms in clicks]
     print(f"{len(clicks)} clicks, median {statistics.median(every):.0f} ms, 95 % within {_p95(every):.0f} ms, {len(errors)} errors")
-    half = [mb for second, mb in held if second >= seconds / 2]
+    print(f"of {os.cpu_count()} cores " + ", ".join(f"{name} took {share:.0%}" for name, share in zip(("the app", "Chromium"), shares)))
+    half = [mb for second, mb in held if second >= held[-1][0] / 2]
     grown = max(half) / half[0] - 1
     print(f"web process {held[0][1]:.0f} MB at first, {half[0]:.0f} MB half-way, {max(half):.0f} MB at most after that ({grown:+.1%})")
     for error in sorted(set(errors)):
@@ -120,7 +176,7 @@ async def _visitor(browser, url: str, errors: list[str]):
 
 
 async def _click_about(view, rng: random.Random, begun: float, seconds: float, clicks: list, errors: list[str]) -> None:
-    """All pages in a new order again and again, by the menus at the top, each looked at for two to six seconds."""
+    """All pages in a new order again and again, by the menus at the top, each looked at for 5 to 11 seconds: thirteen in two minutes."""
     menus, links, places = view.locator(MENU), view.locator(LINK), []
     for menu in range(await menus.count()):
         await menus.nth(menu).click()
@@ -156,6 +212,18 @@ async def _memory(lab: Lab, seconds: float) -> list[tuple[float, float]]:
         found.append((time.monotonic() - begun, web.memory_info().rss / 2**20))
         await asyncio.sleep(1)
     return found
+
+
+def _processor(lab: Lab) -> tuple[float, float]:
+    """Seconds of processor that the app's processes, and the browsers', have had so far."""
+    import psutil
+
+    app = {lab.process.pid, *(child.pid for child in psutil.Process(lab.process.pid).children(recursive=True))}
+    taken = [0.0, 0.0]
+    for process in psutil.process_iter(["pid", "name", "cpu_times"]):
+        if process.info["pid"] in app or "chrom" in process.info["name"]:
+            taken[process.info["pid"] not in app] += sum(process.info["cpu_times"][:2])
+    return taken[0], taken[1]
 
 
 def _p95(found: list[float]) -> float:

@@ -103,5 +103,5 @@ def _mark(fig: go.Figure, x: float, name: str, *, dark: bool) -> None:
     fig.add_vline(x=x, line={"color": quiet, "width": 1.2, "dash": "dot"})
     fig.add_annotation(
         x=x, y=1, yref="paper", xanchor="left", yanchor="top", xshift=3, text=f"{name} = {theme.number(x)}", showarrow=False,
-        font={"size": 12, "color": quiet},
+        font={"size": 12, "color": quiet}, bgcolor=theme.tint(theme.paper(dark), 0.85),  # of a square matrix it stands on the bars
     )  # fmt: skip
