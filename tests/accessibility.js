@@ -38,12 +38,13 @@ window.looks = (() => {
   const luminance = (rgb) => rgb.map((value) => channel(value / 255)).reduce((sum, value, i) => sum + value * [0.2126, 0.7152, 0.0722][i], 0)
   const parsed = (colour) => [...colour.matchAll(/[\d.]+/g)].map((match) => Number(match[0]))
 
-  // Text of charts on the paper behind them; text inside bars and cells has a paper of its own.
+  // Text of charts on the paper behind them; text inside bars and cells has a paper of its own, that of cells test_contrast.py looks at.
+  const inCells = (text) => text.closest('.scatterlayer')?.parentElement.querySelector('.hm')
   const faint = () => {
     const paper = parsed(getComputedStyle(document.querySelector('.stApp')).backgroundColor).slice(0, 3)
     const found = []
     for (const text of document.querySelectorAll('.js-plotly-plot svg text')) {
-      if (!text.textContent.trim() || text.closest('.bars, .heatmaplayer, .hoverlayer') || !seen(text)) continue
+      if (!text.textContent.trim() || text.closest('.bars, .hoverlayer') || inCells(text) || !seen(text)) continue
       const style = getComputedStyle(text)
       const [red, green, blue, alpha = 1] = parsed(style.fill)
       let opacity = alpha * style.fillOpacity
