@@ -33,6 +33,7 @@ body {font: 15px/1.5 -apple-system, "Segoe UI", "Source Sans", sans-serif; color
 h1 {font-size: 1.6rem} h2 {font-size: 1.2rem; margin-top: 2.5rem}
 .wide {overflow-x: auto} table {border-collapse: collapse; font-variant-numeric: tabular-nums}
 th, td {border-bottom: 1px solid #dbe1e8; padding: .3rem .7rem .3rem 0; text-align: left; vertical-align: top} th {color: #5b6878; font-weight: 600}
+.prints td {white-space: nowrap}
 figure {margin: 1.5rem 0} figcaption, .quiet {color: #5b6878; font-size: .9rem} pre {background: #f4f6f8; padding: .75rem; overflow-x: auto}
 """
 
@@ -47,7 +48,7 @@ def page(pack: Evidence, charts: Iterable[Chart], *, made_at: str, link: str = "
         f"{archive.MANIFEST} holds the SHA-256 of every file of the pack.</p>",
         "<h2>Summary</h2>", _summary(pack), "<h2>What differs</h2>", _differences(pack),
         "<h2>Charts</h2>", *(_figure(chart) for chart in charts),
-        "<h2>Decisions and notes</h2>", _said(pack), "<h2>Fingerprints</h2>", _fingerprints(pack), "<h2>Recipes</h2>", *_recipes(pack),
+        "<h2>Decisions and notes</h2>", _said(pack), "<h2>Fingerprints</h2>", f'<div class="prints">{_fingerprints(pack)}</div>', "<h2>Recipes</h2>", *_recipes(pack),
     ]  # fmt: skip
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
