@@ -48,7 +48,8 @@ def page(pack: Evidence, charts: Iterable[Chart], *, made_at: str, link: str = "
         f"{archive.MANIFEST} holds the SHA-256 of every file of the pack.</p>",
         "<h2>Summary</h2>", _summary(pack), "<h2>What differs</h2>", _differences(pack),
         "<h2>Charts</h2>", *(_figure(chart) for chart in charts),
-        "<h2>Decisions and notes</h2>", _said(pack), "<h2>Fingerprints</h2>", f'<div class="prints">{_fingerprints(pack)}</div>', "<h2>Recipes</h2>", *_recipes(pack),
+        "<h2>Decisions and notes</h2>", _said(pack), "<h2>Fingerprints</h2>", f'<div class="prints">{_fingerprints(pack)}</div>',
+        "<h2>Recipes</h2>", *_recipes(pack),
     ]  # fmt: skip
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
