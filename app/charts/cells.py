@@ -20,11 +20,11 @@ def figures(z: np.ndarray) -> np.ndarray:
 def write(
     fig: go.Figure, texts: np.ndarray, z: np.ndarray, *, x: Sequence, y: Sequence, largest: float, dark: bool, axes: dict[str, int] | None = None
 ) -> None:
-    """Put texts (rows, columns) over the cells z of a heat map coloured by `theme.sequential` from 0 to `largest`; NaN cells stay empty."""
-    z = np.asarray(z, float)
-    row, column = np.nonzero(np.isfinite(z))
+    """Put texts (rows, columns) over the cells z of a heat map coloured by `theme.sequential` from 0 to `largest`; NaN cells stay empty, and so do empty texts."""
+    z, texts = np.asarray(z, float), np.asarray(texts)
+    row, column = np.nonzero(np.isfinite(z) & (texts != ""))
     fig.add_scatter(
-        x=[x[j] for j in column], y=[y[i] for i in row], text=np.asarray(texts)[row, column], mode="text", hoverinfo="skip", showlegend=False,
+        x=[x[j] for j in column], y=[y[i] for i in row], text=texts[row, column], mode="text", hoverinfo="skip", showlegend=False,
         textfont={"size": 11, "color": [ink(value / (largest or 1), dark) for value in z[row, column]]}, **axes or {},
     )  # fmt: skip
 
