@@ -20,7 +20,7 @@ def figures(z: np.ndarray) -> np.ndarray:
 def write(
     fig: go.Figure, texts: np.ndarray, z: np.ndarray, *, x: Sequence, y: Sequence, largest: float, dark: bool, axes: dict[str, int] | None = None
 ) -> None:
-    """Put texts (rows, columns) over the cells z of a heat map coloured by `theme.sequential` from 0 to `largest`; NaN cells stay empty, and so do empty texts."""
+    """Texts (rows, columns) over the cells z of a heat map coloured by `theme.sequential` from 0 to `largest`; nothing where either is missing."""
     z, texts = np.asarray(z, float), np.asarray(texts)
     row, column = np.nonzero(np.isfinite(z) & (texts != ""))
     fig.add_scatter(
