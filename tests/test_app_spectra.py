@@ -7,6 +7,7 @@ import pytest
 from test_app_explore import bundled, figure, link, open_app, values
 
 from app import state
+from app.charts import spectra, spectra_grid
 from starfish_lab.report import Report
 from starfish_lab.store import Store
 
@@ -34,8 +35,10 @@ def test_grid_shows_every_matrix_of_the_starter_one_enlarged_and_a_heat_map():
     inside = bundled().spectra.query("depth >= 0 and part != 'qkv'")
     assert set(panels(grid)) == set(zip(inside["layer"], inside["part"])) and len(panels(grid)) == 36
     areas = [np.array(values(t["y"]), float) for t in grid["data"] if t.get("fill") == "toself"]
-    drawn = sum(1 + int(np.isnan(area).sum()) for area in areas)
-    assert drawn == 36, "a histogram for every matrix"
+    panels_drawn = [part[~np.isnan(part)] for area in areas for part in np.split(area, np.flatnonzero(np.isnan(area)))]
+    tops = [max([*row["counts"], *spectra.density(row, 40)[1]]) for _, row in inside.iterrows()]
+    whole = [spectra_grid.HIGH * min(row.rows, row.cols) / top for row, top in zip(inside.itertuples(), tops)]
+    assert sorted((part[1:-1:2] - part[0]).sum() for part in panels_drawn) == pytest.approx(sorted(whole)), "every eigenvalue in a histogram"
     assert enlarged["layout"]["xaxis"]["type"] == "log"
     top = inside.loc[inside["spikes"].idxmax()]
     diamonds = next(t for t in enlarged["data"] if t["name"] == "spikes")
