@@ -8,7 +8,7 @@ from functools import cache
 
 import streamlit as st
 
-from app import bakeoff_rows, frame, launch, results, state
+from app import acts, bakeoff_rows, frame, launch, results, state
 from starfish_lab import settings
 from starfish_lab.bakeoff.plan import BakeOff
 from starfish_lab.errors import RecipeError
@@ -46,7 +46,7 @@ def draw(axis: str) -> BakeOff | None:
     with frame.actions():
         if plan is not None:
             st.caption(_said(plan), width="content")
-        pressed = st.button("Heal with all", type="primary", icon=":material/healing:", key="heal_all", disabled=plan is None)
+        pressed = acts.button("Heal with all", type="primary", icon=":material/healing:", key="heal_all", disabled=plan is None)
     return plan if pressed else None
 
 

@@ -7,7 +7,7 @@ import time
 import pandas as pd
 import streamlit as st
 
-from app import bakeoff_rows, frame, launch, published, results, run_view, state
+from app import acts, bakeoff_rows, frame, launch, published, results, run_view, state
 from app.charts import bakeoff as charts
 from starfish_lab.bakeoff import live
 from starfish_lab.healing import healers
@@ -56,7 +56,7 @@ def show(run: Run, axis: str) -> None:
         _why(run)
         _so_far(run, axis)
         with frame.actions():
-            if st.button("Run again", type="primary", icon=":material/replay:", key="bake_again"):
+            if acts.button("Run again", type="primary", icon=":material/replay:", key="bake_again"):
                 launch.submit(run.plan, kind=run.kind, name=f"bake_{axis}")
         return
     report = state.store().report(run.id)
@@ -138,7 +138,7 @@ def _live(run_id: int, axis: str) -> None:
         _so_far(run, axis)
         with frame.actions():
             st.caption("Close the browser if you like: the bake-off goes on.", width="content")
-            if st.button("Stopping" if run.cancel else "Cancel", icon=":material/stop_circle:", disabled=run.cancel, key="cancel_bake"):
+            if acts.button("Stopping" if run.cancel else "Cancel", icon=":material/stop_circle:", disabled=run.cancel, key="cancel_bake"):
                 state.backend().cancel(run_id)
                 st.rerun()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
-from app import before_controls, edge_view, results, state
+from app import before_controls, edge_view, frame, results, state
 from app.charts import theme
 from app.choice import by_name, suits
 from starfish_lab.pruning import BUDGETS, SCORES, SOLVERS
@@ -29,8 +30,11 @@ BUDGET_HELP = (
 STRENGTH_HELP = "β: how strongly the edges move the budget. 0 is the global budget; by regime is what the authors use at this sparsity."
 
 
-def draw(profile: Profile) -> None:
-    """Two rows: what is pruned, who pays and by which measure; then how much. Rows wrap where a window is narrow, no control alone."""
+def draw(profile: Profile) -> DeltaGenerator:
+    """Two rows: what is pruned, who pays and by which measure; then how much. Rows wrap where a window is narrow, no control alone.
+
+    Returns room for the page's action, at the right of the second row: on the first screen.
+    """
     chosen = state.choice()
     patterns = [name for name in PATTERNS if name != "kept" or chosen.start != "dense" or chosen.merge]
     with st.container(horizontal=True, vertical_alignment="top", gap="medium"):
@@ -41,15 +45,17 @@ def draw(profile: Profile) -> None:
         if chosen.pattern != "kept":
             _score(chosen)
         before_controls.popover(profile)
-    if chosen.pattern != "kept":
-        with st.container(horizontal=True, vertical_alignment="top", gap="medium", key="sliders"):
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="sliders"):
+        if chosen.pattern != "kept":
             _amount(chosen)
+        place = frame.actions()
     if told := said_by_hand(chosen):
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.caption(f"Set by hand: {told}.", width="content")
             hint = "Forget what was set by hand: every layer follows the budget again."
             forget = {"layers": (), "edges": ()}
             st.button("Back to the rule", icon=":material/undo:", type="tertiary", help=hint, on_click=state.change, kwargs=forget)
+    return place
 
 
 def _amount(chosen: state.Choice) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pandas as pd
 import streamlit as st
 
-from app import basis, devices, faster_rows, frame, launch, profiles, results, state, waiting
+from app import acts, basis, devices, faster_rows, frame, launch, profiles, results, state, waiting
 from starfish_lab import settings
 from starfish_lab.errors import LabError, StoreError
 from starfish_lab.prediction import card as cards
@@ -162,7 +162,7 @@ def _measure(recipe: Recipe, card: cards.Card) -> None:
         takes = f": about {results.duration(card.seconds_to_measure)} by its MACs"
     with frame.actions():
         hint = f"Times every distinct layer of this network{takes}. Nothing is healed."
-        if st.button(f"Measure {where}{again}", icon=":material/timer:", key="measure_layers", help=hint):
+        if acts.button(f"Measure {where}{again}", icon=":material/timer:", key="measure_layers", help=hint):
             batches = tuple(sorted({*recipe.measure.batch_sizes, card.batch}))
             launch.queue(replace(recipe, measure=replace(recipe.measure, batch_sizes=batches)), kind=TIMING, name=TIMING)
             st.rerun()

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import streamlit as st
 
-from app import devices, frame, latency_files, latency_plans, launch, results, state
+from app import acts, devices, frame, latency_files, latency_plans, launch, results, state
 from app.latency_plans import BATCHES, MERGING, MODES, USUAL_BATCHES
 from app.latency_rows import spoken, word
 from starfish_lab.errors import LabError, RecipeError
@@ -43,7 +43,7 @@ def measure(card: str, shown: pd.DataFrame, *, literature_only: bool) -> None:
         latency_files.popover(shown, plan)
         if plan is not None:
             said.caption(_said(plan, recipe, alive), width="content")
-        pressed = st.button(
+        pressed = acts.button(
             "Measure latency", type="primary", icon=":material/timer:", key="measure", disabled=plan is None,
             help=f"Times {recipe.model.name}, dense and with {results.pattern(recipe.pruning)}, in turns. No images, no healing.",
         )  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from app import bakeoff_rows, basis, frame, healing_controls, results, state
+from app import acts, bakeoff_rows, basis, frame, healing_controls, results, state
 from app.sidebar import SOURCES
 from starfish_lab.errors import LabError, RecipeError
 from starfish_lab.plain_data import Plan
@@ -35,7 +35,7 @@ def form(told: Callable[[Recipe], None] | None = None) -> None:
     _twin(recipe)
     with frame.actions():
         _open_file()
-        pressed = st.button("Prune & heal", type="primary", icon=":material/healing:", disabled=recipe is None, key="launch")
+        pressed = acts.button("Prune & heal", type="primary", icon=":material/healing:", disabled=recipe is None, key="launch")
     if pressed and recipe is not None:
         submit(recipe)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from app import basis, devices, state
+from app import acts, basis, devices, state
 from app.results import paired_speedup
 from starfish_lab import settings, whatif
 from starfish_lab.errors import LabError
@@ -211,7 +211,7 @@ def _invite() -> None:
             return
         if job is not None and job.error:
             st.error(job.error, icon=":material/error:")
-        if st.button("Profile this network", type="primary", icon=":material/query_stats:"):
+        if acts.button("Profile this network", type="primary", icon=":material/query_stats:", key="make_profile"):
             state.backend().submit(state.recipe(_model_only()), "profile")
             st.rerun()
 

@@ -6,6 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from app import (
+    acts,
     bakeoff_rows,
     before_view,
     certificate_view,
@@ -55,7 +56,7 @@ def ended(run: Run) -> None:
     notes(state.store().notes(run.id))
     with frame.actions():
         _new()
-        if st.button("Run again", type="primary", icon=":material/replay:", key="again"):
+        if acts.button("Run again", type="primary", icon=":material/replay:", key="again"):
             launch.submit(run.plan, kind=run.kind, parent=run.id)
     with st.container(key="pair"):
         _healing(run, *_losses(state.store().events(run.id)))
@@ -100,10 +101,10 @@ def _live(run_id: int) -> None:
         with frame.actions():
             st.caption("Close the browser if you like: the run goes on, and stands under Runs.", width="content")
             _new()
-            if run.status == "paused" and st.button("Resume", icon=":material/play_circle:", key="resume"):
+            if run.status == "paused" and acts.button("Resume", icon=":material/play_circle:", key="resume"):
                 state.store().resume(run_id)
                 st.rerun()
-            if st.button("Stopping" if run.cancel else "Cancel", icon=":material/stop_circle:", disabled=run.cancel, key="cancel"):
+            if acts.button("Stopping" if run.cancel else "Cancel", icon=":material/stop_circle:", disabled=run.cancel, key="cancel"):
                 state.backend().cancel(run_id)
                 st.rerun()
 

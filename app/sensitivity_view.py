@@ -8,7 +8,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from app import basis, faster_rows, frame, launch, profiles, state, waiting
+from app import acts, basis, faster_rows, frame, launch, profiles, state, waiting
 from app import choice as choices
 from app.charts import sensitivity as charts
 from starfish_lab import settings
@@ -138,7 +138,7 @@ def _invite(plan: Sensitivity) -> None:
     if last is not None and last.kind == stored.KIND and last.error:
         st.error(f"Run {last.id} stopped: {last.error}", icon=":material/error:")
     with frame.actions():
-        if st.button(
+        if acts.button(
             "Measure layer by layer", icon=":material/ssid_chart:", key="sens_measure", help="What is measured by then survives an interruption."
         ):
             launch.queue(plan, kind=stored.KIND, name=WATCHED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import bakeoff_rows, basis, devices, frame, launch, results, state, sweep_rows
+from app import acts, bakeoff_rows, basis, devices, frame, launch, results, state, sweep_rows
 from app.charts import theme
 from starfish_lab.errors import LabError
 from starfish_lab.healing import healers
@@ -39,7 +39,7 @@ def draw() -> None:
         with frame.actions():
             if plan is not None:
                 st.caption(_said(plan), width="stretch", text_alignment="right")
-            pressed = st.button("Launch sweep", icon=":material/grid_on:", key="launch_sweep", disabled=plan is None)
+            pressed = acts.button("Launch sweep", icon=":material/grid_on:", key="launch_sweep", disabled=plan is None)
     if pressed:
         launch.queue(plan, kind="sweep")
         state.put("view", "sweeps")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from app import bakeoff_rows, frame, launch, results, run_view, state, sweep_rows
+from app import acts, bakeoff_rows, frame, launch, results, run_view, state, sweep_rows
 from app.charts import sweep as charts
 from starfish_lab import settings
 from starfish_lab.errors import LabError, StoreError
@@ -144,16 +144,16 @@ def _actions(run: Run, rows: pd.DataFrame) -> None:
         if not run.active and run.status != "paused":
             with st.popover("Delete", icon=":material/delete:"):
                 st.markdown(f"Delete sweep {run.id} with the runs that it made? Those it adopted stay. Nothing brings the others back.")
-                if st.button("Delete for good", key="delete_sweep", type="primary"):
+                if acts.button("Delete for good", key="delete_sweep", type="primary"):
                     _do(store.delete, run.id)
-        if status & {"failed", "cancelled"} and st.button("Try failed again", icon=":material/replay:", key="retry_sweep"):
+        if status & {"failed", "cancelled"} and acts.button("Try failed again", icon=":material/replay:", key="retry_sweep"):
             _do(store.retry, run.id)
-        if (run.active or run.status == "paused") and st.button("Cancel", icon=":material/stop_circle:", key="cancel_sweep"):
+        if (run.active or run.status == "paused") and acts.button("Cancel", icon=":material/stop_circle:", key="cancel_sweep"):
             _do(store.request_cancel, run.id)
-        if run.status == "paused" and st.button("Resume", icon=":material/play_circle:", key="resume_sweep"):
+        if run.status == "paused" and acts.button("Resume", icon=":material/play_circle:", key="resume_sweep"):
             _do(store.resume, run.id)
         hint = "Runs that wait are held back; those at work go on to their end."
-        if "queued" in status and run.status != "paused" and st.button("Pause", icon=":material/pause_circle:", key="pause_sweep", help=hint):
+        if "queued" in status and run.status != "paused" and acts.button("Pause", icon=":material/pause_circle:", key="pause_sweep", help=hint):
             _do(store.pause, run.id)
         hint = "Opens on Compare the runs that no other beats in accuracy and multiply-adds."
         if st.button("Compare the front", type="primary", icon=":material/compare_arrows:", key="compare_sweep", disabled=not front, help=hint):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import devices, frame, state
+from app import acts, devices, frame, state
 
 
 def line(run_id: int, *, will: str, does: str, cancel: str = "") -> None:
@@ -23,7 +23,7 @@ def line(run_id: int, *, will: str, does: str, cancel: str = "") -> None:
             share = min(1.0, run.step / run.steps) if run.step and run.steps else 0.0
             left = f", about {run.seconds_left:.0f} s left" if run.seconds_left else ""
             st.progress(share, text=f"Run {run_id} {does}{': waiting' if run.status == 'queued' else left}")
-        if cancel and st.button("Cancel", key=cancel, icon=":material/stop_circle:"):
+        if cancel and acts.button("Cancel", key=cancel, icon=":material/stop_circle:"):
             state.backend().cancel(run_id)
             st.rerun()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 import streamlit as st
 
-from app import frame, results, run_view, state
+from app import acts, frame, results, run_view, state
 from starfish_lab import settings
 from starfish_lab.errors import LabError
 from starfish_lab.plain_data import Plan
@@ -99,7 +99,7 @@ def _offer(work: Work, before: Run | None) -> None:
         st.markdown(f"**Nobody has run this here yet.** {work.does} It runs once; everybody who opens this lesson then sees it.")
         if before is not None and before.status in ("failed", "cancelled"):
             st.warning(f"Run {before.id} {before.status}{f': {before.error}' if before.error else '.'}", icon=":material/error:")
-        if st.button("Run it", type="primary", icon=":material/play_arrow:", key="lesson_run"):
+        if acts.button("Run it", type="primary", icon=":material/play_arrow:", key="lesson_run"):
             try:
                 state.backend().submit(work.plan, work.kind)
             except LabError as error:

@@ -6,7 +6,7 @@ import json
 
 import streamlit as st
 
-from app import frame, launch, state
+from app import acts, frame, launch, state
 from app.review import fields
 from app.review.fields import CHOICE, FLAG, LIST, NUMBER, OPTIONS, WHOLE, Field
 from starfish_lab.errors import RecipeError
@@ -39,7 +39,7 @@ def section(ids: list[int], names: dict[int, str]) -> None:
             st.caption(f"{twin[1]} Compare with it instead of running it again.")
         with frame.actions():
             st.caption(f"`{path}`: {_words(field.value)} → {_words(value)}", width="content")
-            if st.button("Queue the clone", type="primary", icon=":material/content_copy:", key="queue_clone"):
+            if acts.button("Queue the clone", type="primary", icon=":material/content_copy:", key="queue_clone"):
                 launch.queue(child, parent=run)
                 st.switch_page("views/prune_and_heal.py")
 

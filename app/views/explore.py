@@ -10,6 +10,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from app import (
+    acts,
     basis,
     consequence_view,
     edge_view,
@@ -49,9 +50,11 @@ def _linked(profile: Profile) -> None:
     with frame.guard():
         predicted = frame.prediction(profile)
         frame.figures(faster_card.expected(frame.stage_rows(profile, predicted), profile))
-        explore_controls.draw(profile)
+        place = explore_controls.draw(profile)
         if predicted is None:
             return
+        with place:
+            said = _launch()
         selected = _selected(predicted.layers)
         with st.container(key="pair"):
             left, right = st.columns([3, 2], gap="medium")
@@ -60,9 +63,9 @@ def _linked(profile: Profile) -> None:
             with right:
                 edge_view.draw(profile, selected, predicted)
             consequence_view.draw(profile, predicted, selected)
-        place = _launch(predicted)
+        _notes(predicted)
         card = faster_card.draw(profile, basis.current())
-        place.caption(_comes_to(predicted, card), width="stretch", text_alignment="right")
+        said.caption(_comes_to(predicted, card), width="stretch", text_alignment="right")
         layers_editor.draw(profile, predicted)
         _ledger(profile)
         sensitivity_view.expander(profile)
@@ -96,25 +99,28 @@ def _budget(predicted: WhatIf, selected: str) -> None:
         st.rerun()
 
 
-def _launch(predicted: WhatIf) -> DeltaGenerator:
-    """The button that does it. Returns room beside it for what it comes to, which the card below decides."""
+def _launch() -> DeltaGenerator:
+    """The button that does it. Returns room beside it for what it comes to, which the card further down decides."""
     recipe = basis.current()
+    said = st.empty()
+    if origin := basis.origin():
+        hint = "What no page shows (seeds, options, layers) comes from it. Press to let go of it."
+        st.button(f"On {origin}", type="tertiary", icon=":material/close:", help=hint, on_click=basis.let_go)
+    hint = f"{METHODS.describe(recipe.healing.method)} {results.healing(recipe)}"
+    if acts.button("Prune & heal", type="primary", icon=":material/healing:", key="launch_here", help=hint):
+        launch.queue(recipe)
+        st.switch_page("views/prune_and_heal.py")
+    return said
+
+
+def _notes(predicted: WhatIf) -> None:
+    """What comes before pruning, what the prediction rests on, and which layers stay dense, with the reason."""
     dense = predicted.layers[predicted.layers["note"].astype(bool) & (predicted.layers["removed"] == 0)]
-    with frame.actions():
-        place = st.empty()
-        if origin := basis.origin():
-            hint = "What no page shows (seeds, options, layers) comes from it. Press to let go of it."
-            st.button(f"On {origin}", type="tertiary", icon=":material/close:", help=hint, on_click=basis.let_go)
-        hint = f"{METHODS.describe(recipe.healing.method)} {results.healing(recipe)}"
-        if st.button("Prune & heal", type="primary", icon=":material/healing:", help=hint):
-            launch.queue(recipe)
-            st.switch_page("views/prune_and_heal.py")
-    for text in (results.before(recipe), *predicted.notes[predicted.estimate :]):  # the rule of an estimate stands in the chart
+    for text in (results.before(basis.current()), *predicted.notes[predicted.estimate :]):  # the rule of an estimate stands in the chart
         if text:
             st.caption(text)
     for reason, rows in dense.groupby("note", sort=False):
         st.caption(f"{len(rows)} layers stay dense, {reason}: {', '.join(rows['layer'].head(6))}{' …' if len(rows) > 6 else ''}")
-    return place
 
 
 def _comes_to(predicted: WhatIf, card: Card | None) -> str:

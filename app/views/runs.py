@@ -10,7 +10,7 @@ import time
 import pandas as pd
 import streamlit as st
 
-from app import bakeoff_rows, decisions_view, frame, launch, profiles, results, state, sweep_view
+from app import acts, bakeoff_rows, decisions_view, frame, launch, profiles, results, state, sweep_view
 from app.review import lineage, lineage_view
 from starfish_lab.errors import StoreError
 from starfish_lab.store.people import VERDICTS
@@ -140,14 +140,14 @@ def actions(runs: pd.DataFrame) -> None:
     resting = [int(i) for i in here.loc[here["status"] != "running", "id"]]
     with frame.actions():
         st.caption(f"{len(here)} chosen" if len(here) else "Choose runs by the boxes on the left.", width="content")
-        if active and st.button("Cancel", icon=":material/stop_circle:", key="cancel"):
+        if active and acts.button("Cancel", icon=":material/stop_circle:", key="cancel"):
             for run in active:
                 state.backend().cancel(run)
             st.rerun()
         if resting:
             with st.popover("Delete", icon=":material/delete:"):
                 st.markdown(f"Delete {results.runs(resting)} with all figures and networks? Nothing brings them back.")
-                if st.button("Delete for good", key="delete", type="primary"):
+                if acts.button("Delete for good", key="delete", type="primary"):
                     _delete(resting)
         hint = "Open its recipe in the form, to change and launch."
         if recipes == 1 == len(here) and st.button("Clone", icon=":material/content_copy:", key="clone", help=hint):

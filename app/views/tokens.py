@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import streamlit as st
 
-from app import basis, frame, merging, pictures, state, waiting
+from app import acts, basis, frame, merging, pictures, state, waiting
 from app.charts import theme
 from app.charts import tokens as charts
 from starfish_lab import ledger, settings
@@ -52,7 +52,7 @@ def page() -> None:
     else:
         _empty(r, work, failed=run)
     with frame.actions():
-        pressed = st.button(
+        pressed = acts.button(
             "Merge tokens", type="primary", icon=":material/grid_view:", key="merge_tokens",
             disabled=recipe is None or not any(r) or report is not None or (run is not None and run.active),
             help="A worker shows a few pictures to the network and writes down which patches share a token.",
