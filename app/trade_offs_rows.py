@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from app import latency_rows
 from app.charts.compare import front
 from starfish_lab.healing import METHODS
 from starfish_lab.pruning import SCORES, STARTS
@@ -30,6 +32,9 @@ class Shelf:
         self._lock = threading.Lock()
         self._runs = pd.DataFrame()
         self._tables: dict[str, tuple[set[int], pd.DataFrame]] = {}
+        self._timed: dict[int, str] = {}  # what each timing on the page Latency timed, see `network`
+        self._timings = pd.DataFrame({"run": []})
+        self._latency: tuple[object, pd.DataFrame] = (None, pd.DataFrame())
 
     def runs(self, store: Store, model: str, weights: str) -> pd.DataFrame:
         """The store's rows of them, newest last, with what `needs` says of their recipes; index: the run's number."""
@@ -39,10 +44,34 @@ class Shelf:
             if fresh := sorted(set(ids) - set(known.index)):
                 rows = store.runs(ids=fresh, limit=len(fresh)).set_index("id", drop=False)
                 recipes = store.recipes(fresh)
-                facts = pd.DataFrame([needs(recipes[run]) for run in rows.index], index=rows.index)
+                facts = pd.DataFrame([needs(recipes[run]) | {"network": network(recipes[run])} for run in rows.index], index=rows.index)
                 known = pd.concat([known, rows.join(facts)]) if len(known) else rows.join(facts)
             self._runs = known.sort_index()
             return self._runs
+
+    def latency(self, store: Store, model: str, weights: str) -> pd.DataFrame:
+        """Times of a batch, as `latency_rows.whole`, with the run that has the accuracy: its own, and what timings on the page Latency took of
+        the very same network, which stand at the newest run of that network as it ended. What stands for no run is left out."""
+        own = self.table(store, "latency")
+        with self._lock:
+            ids = store.numbers(kind="latency", status="done", model=model, weights=weights)
+            if fresh := sorted(set(ids) - set(self._timed)):
+                self._timed |= {run: network(recipe) for run, recipe in store.recipes(fresh).items()}
+                self._timings = pd.concat([self._timings, store.table(fresh, "latency")], ignore_index=True)
+            newest = dict(zip(self._runs["network"], self._runs["id"]))
+            stands = {run: newest[self._timed[run]] for run in ids if self._timed[run] in newest}
+            if self._latency[0] != (key := (len(own), stands)):
+                there = self._timings[self._timings["run"].isin(stands)]
+                there = there.assign(run=there["run"].map(stands).astype(int), elsewhere=True)
+                self._latency = key, self._settled(latency_rows.whole(pd.concat([own.assign(elsewhere=False), there], ignore_index=True)))
+            return self._latency[1]
+
+    def _settled(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Timings elsewhere at the stage that ended the run; without those of tokens merged that the run's recipe does not merge."""
+        runs = self._runs.reindex(rows["run"])
+        last = runs["top1_healed"].notna().map({True: "healed", False: "pruned"}).to_numpy()
+        rows = rows.assign(stage=rows["stage"].where(~rows["elsewhere"].astype(bool) | rows["stage"].eq("dense"), last))
+        return rows[~rows["merged"] | runs["merges"].eq(True).to_numpy()]
 
     def table(self, store: Store, name: str) -> pd.DataFrame:
         """A report table of all of them, with the column run."""
@@ -55,11 +84,12 @@ class Shelf:
 
 
 def needs(recipe: dict) -> dict[str, object]:
-    """What a recipe, as plain data, needed: labels (used or not), calibration (images), source (of all images, in words), path (of its weights).
+    """What a recipe, as plain data, needed: labels (used or not), calibration (images), source (of all images, in words), path (of its weights),
+    merges (whether tokens are merged).
 
     >>> from starfish_lab.recipe import Recipe
     >>> needs(Recipe().to_dict())
-    {'labels': 'without', 'calibration': 64, 'source': 'starter', 'path': ''}
+    {'labels': 'without', 'calibration': 64, 'source': 'starter', 'path': '', 'merges': False}
     """
     images, healing, start, pruning = (recipe.get(part, {}) for part in ("images", "healing", "start", "pruning"))
     used = (
@@ -70,32 +100,45 @@ def needs(recipe: dict) -> dict[str, object]:
     source = " · ".join(filter(None, (images.get("source", "starter"), images.get("path"), images.get("csv"))))
     return {
         "labels": "with" if used else "without", "calibration": images.get("calibration", 64), "source": source,
-        "path": recipe.get("model", {}).get("path") or "",
+        "path": recipe.get("model", {}).get("path") or "", "merges": any(recipe.get("tokens", {}).get("r", ())),
     }  # fmt: skip
 
 
-def stages(runs: pd.DataFrame, *, cost: str, latency: pd.DataFrame, seconds: pd.DataFrame, device: str = "", batch: int = 1) -> pd.DataFrame:
-    """Each run as it ended (healed, else pruned), and dense once: run, stage, top1, low, high, images, cost; those that have both figures.
+def network(recipe: dict) -> str:
+    """Equal for recipes, or plans of a recipe, whose networks are the same on the same images."""
+    return hashlib.sha256(latency_rows.same_network(recipe).encode()).hexdigest()[:16]
+
+
+def stages(
+    runs: pd.DataFrame, *, cost: str, latency: pd.DataFrame, seconds: pd.DataFrame, device: str = "", batch: int = 1, precision: str = ""
+) -> pd.DataFrame:
+    """Each run as it ended (healed, else pruned), and dense once: run, stage, top1, low, high, images, cost, execution; those that have both figures.
 
     `cost` names one of `charts.compare.COSTS`: MACs (effective, G), parameters (other than 0, M), latency (p50 of a batch, ms, on
-    `device`) or healing time (s, 0 where nothing was healed). Dense is that of the newest run.
+    `device` in `precision`, by the fastest execution, which is named) or healing time (s, 0 where nothing was healed). Dense is that of
+    the newest run that has the cost.
     """
     found = []
     for stage in ("pruned", "healed"):
         last = runs["top1_healed"].notna() if stage == "healed" else runs["top1_healed"].isna() & runs["top1_pruned"].notna()
         found.append(_of_stage(runs[last], stage))
-    found.append(_of_stage(runs[runs["top1_dense"].notna()].tail(1), "dense"))
-    points = pd.concat(found, ignore_index=True)
+    found.append(_of_stage(runs[runs["top1_dense"].notna()], "dense"))
+    points = pd.concat(found, ignore_index=True).assign(execution="")
     if cost in ("macs_g", "parameters_m"):
         points["cost"] = points.pop("macs" if cost == "macs_g" else "parameters")
     elif cost == "healing_s":
         heal = seconds[seconds["stage"] == "heal"].set_index("run")["seconds"] if len(seconds) else pd.Series(dtype=float)
         points["cost"] = points["run"].map(heal).where(points["stage"] == "healed", 0.0)
     else:
-        timed = latency[(latency["device_name"] == device) & (latency["batch"] == batch)] if len(latency) else latency
-        times = timed.drop_duplicates(["run", "stage"]).set_index(["run", "stage"])["latency_ms_p50"].to_dict() if len(timed) else {}
-        points["cost"] = [times.get(key) for key in zip(points["run"], points["stage"])]
-    return points.astype({"cost": float}).dropna(subset=["cost", "top1"])[["run", "stage", "top1", "low", "high", "images", "cost"]]
+        asked = {"device_name": device, "batch": batch, "precision": precision}
+        timed = latency[np.logical_and.reduce([latency[name].eq(value) for name, value in asked.items()])] if len(latency) else latency
+        fastest = timed.sort_values("latency_ms_p50").drop_duplicates(["run", "stage"]).set_index(["run", "stage"]) if len(timed) else timed
+        keys = pd.MultiIndex.from_frame(points[["run", "stage"]])
+        points["cost"] = fastest["latency_ms_p50"].reindex(keys).to_numpy() if len(timed) else np.nan
+        points["execution"] = fastest["execution"].reindex(keys).to_numpy() if len(timed) else ""
+    points = points.astype({"cost": float}).dropna(subset=["cost", "top1"])[["run", "stage", "top1", "low", "high", "images", "cost", "execution"]]
+    older = points["stage"].eq("dense") & points["run"].ne(points.loc[points["stage"].eq("dense"), "run"].max())
+    return points[~older].reset_index(drop=True)
 
 
 def _of_stage(runs: pd.DataFrame, stage: str) -> pd.DataFrame:

@@ -12,7 +12,9 @@ import synthetic
 from synthetic import button, charts, labels, open_page, said, traces, unharmed
 
 from app import trade_offs_rows as rows
-from starfish_lab.recipe import ModelChoice, PruningChoice
+from starfish_lab.latency.plan import LatencyPlan
+from starfish_lab.recipe import ModelChoice, PruningChoice, Recipe
+from starfish_lab.report import Report
 from starfish_lab.store import Store
 
 
@@ -111,7 +113,48 @@ def test_runs_are_read_once_and_deleted_ones_go(store, monkeypatch):
     assert list(shelf.runs(store, "starter", "bundled").index) == [first, third]
 
 
+def timing(store: Store, of: int, *, card: str, **ms: float) -> int:
+    """A timing of run `of`'s recipe on the page Latency: p50 of a batch of 1 by execution, dense and pruned; 'bf16' in the name is a precision."""
+    report = Report()
+    for label, p50 in ms.items():
+        row = {"execution": label, "stage": "dense" if label.startswith("dense") else "pruned", "batch": 1, "latency_ms_p50": p50}
+        row |= {"precision": "bf16" if "bf16" in label else "float32", "device_name": card, "images_per_s": 1e3 / p50}
+        report.add("latency", [row | {"merged": label.startswith("merged")}])
+    run = store.submit(LatencyPlan.of(replace(Recipe.from_dict(store.recipes([of])[of]), name="on the card")), "latency")
+    store.finish(run, report)
+    return run
+
+
+def test_a_run_stands_at_what_the_page_latency_took_of_its_network(store):
+    first, second, other = done(store), done(store), done(store, calibration=32)
+    shelf = rows.Shelf()
+
+    def on_the_card() -> dict[int, tuple[str, float, str]]:
+        runs = shelf.runs(store, "starter", "bundled")
+        timed = shelf.latency(store, "starter", "bundled")
+        found = rows.stages(runs, cost="latency_ms", latency=timed, seconds=pd.DataFrame(), device="Card", batch=1, precision="float32")
+        return {(row.run, row.stage): (row.cost, row.execution) for row in found.itertuples()}
+
+    assert on_the_card() == {}
+    timing(store, first, card="Card", dense=4.0, masked=4.1, sliced=2.5, sliced_bf16=1.0, merged_sliced=0.5)
+    assert on_the_card() == {(second, "healed"): (2.5, "sliced"), (second, "dense"): (4.0, "dense")}  # equal recipes: the newest run
+    again = timing(store, other, card="Card", dense=3.0, sliced=2.0)
+    assert on_the_card() == {(second, "healed"): (2.5, "sliced"), (other, "healed"): (2.0, "sliced"), (other, "dense"): (3.0, "dense")}
+    store.delete(again)
+    assert on_the_card() == {(second, "healed"): (2.5, "sliced"), (second, "dense"): (4.0, "dense")}
+
+
 # --- page
+
+
+def test_timings_of_the_page_latency_stand_on_the_axis_with_their_execution_and_precision(store):
+    run = done(store)
+    timing(store, run, card="Card", dense=4.0, sliced=2.5, sliced_bf16=1.0)
+    app = open_page("trade_offs", cost="latency_ms", timed_on="Card", point=str(run))
+    assert unharmed(app) and "on Card, float32 (ms)" in shown(app)["layout"]["xaxis"]["title"]["text"]
+    assert "at 2.50 ms (sliced)" in said(app)
+    app = open_page("trade_offs", cost="latency_ms", timed_on="Card", timed_in="bf16", point=str(run))
+    assert unharmed(app) and "on Card, bf16 (ms)" in shown(app)["layout"]["xaxis"]["title"]["text"] and "at 1.00 ms (sliced" in said(app)
 
 
 def test_without_finished_runs_the_page_leads_to_prune_and_heal(store):

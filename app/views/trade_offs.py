@@ -9,6 +9,7 @@ from app import basis, frame, launch, profiles, published, results, state
 from app import trade_offs_rows as rows
 from app.charts import compare, theme
 from app.charts import trade_offs as charts
+from app.latency_rows import spoken
 from starfish_lab import literature, presets, settings
 from starfish_lab.errors import LabError
 from starfish_lab.store import Run
@@ -19,7 +20,10 @@ CAPTION = (
     "others on their images. Click a mark for its recipe. It does not say that runs differ where intervals overlap."
 )
 LISTED = 100  # runs to choose from without a pointer
-TIMED = "Times of different runs also differ by what else their machine was doing: Latency compares executions in turns."
+TIMED = (
+    "Each network stands at its fastest execution that was timed, in a run or on the page Latency. Times of different runs also differ by what "
+    "else their machine was doing: Latency compares executions in turns."
+)
 
 
 def page() -> None:
@@ -38,15 +42,16 @@ def page() -> None:
         **state.tie_value("cost", "macs_g", allowed=compare.COSTS),
     )  # fmt: skip
     filters = _filters(runs)
-    device, batch, latency = "", 1, pd.DataFrame()
+    device, batch, precision, latency = "", 1, "", pd.DataFrame()
     if cost == "latency_ms":
-        latency = shelf.table(store, "latency")
-        device, batch = _timed_on(latency, chosen.model)
+        latency = shelf.latency(store, chosen.model, chosen.weights)
+        device, batch, precision = _timed_on(latency, chosen.model)
     seconds = shelf.table(store, "seconds") if cost == "healing_s" else pd.DataFrame()
     left = rows.wanted(runs, **filters)
-    points = rows.standing(rows.stages(left, cost=cost, latency=latency, seconds=seconds, device=device, batch=batch))
+    found = rows.stages(left, cost=cost, latency=latency, seconds=seconds, device=device, batch=batch, precision=precision)
+    points = rows.standing(found if cost == "latency_ms" else found.drop(columns="execution"))
     hollow = _published(runs, cost, device, batch, filters)
-    _chart(left, points, hollow, cost=cost, device=device, batch=batch)
+    _chart(left, points, hollow, cost=cost, device=device, batch=batch, precision=precision)
     _panel(left, points, hollow, cost)
 
 
@@ -84,9 +89,9 @@ def _at_most(size: int) -> str:
     return f"At most {size:,}" if size else "Any"
 
 
-def _timed_on(latency: pd.DataFrame, model: str) -> tuple[str, int]:
-    """Device and batch of the latency axis: those that runs were timed on, then cards of the literature."""
-    timed = latency.dropna(subset=["latency_ms_p50"]) if len(latency) else pd.DataFrame({"device_name": [], "batch": []})
+def _timed_on(latency: pd.DataFrame, model: str) -> tuple[str, int, str]:
+    """Device, batch and precision of the latency axis: those that networks were timed on, then cards of the literature."""
+    timed = latency.dropna(subset=["latency_ms_p50"]) if len(latency) else pd.DataFrame({"device_name": [], "batch": [], "precision": []})
     known = literature.latencies()
     known = known[known["model"].isin(published.names(model))]
     devices = list(
@@ -94,7 +99,7 @@ def _timed_on(latency: pd.DataFrame, model: str) -> tuple[str, int]:
     )
     if not devices:
         st.caption("No run of this network was timed yet: leave 'latency' on in a recipe's measures, or go to Latency.")
-        return "", 1
+        return "", 1, ""
     device = state.get("timed_on", devices[0])
     if device not in devices:
         state.put("timed_on", None)
@@ -106,7 +111,13 @@ def _timed_on(latency: pd.DataFrame, model: str) -> tuple[str, int]:
     with st.container(horizontal=True):
         st.selectbox("Timed on", devices, width=300, **state.tie_value("timed_on", devices[0]))
         batch = st.selectbox("Batch", batches, width=110, **state.tie_value("timed_batch", batches[0]))
-    return device, int(batch)
+        precisions = list(timed.loc[timed["device_name"].eq(device) & timed["batch"].eq(batch), "precision"].value_counts().index) or [""]
+        if state.get("timed_in", precisions[0]) not in precisions:
+            state.put("timed_in", None)
+        precision = precisions[0]
+        if len(precisions) > 1:
+            precision = st.selectbox("Precision", precisions, width=130, **state.tie_value("timed_in", precision))
+    return device, int(batch), precision
 
 
 def _published(runs: pd.DataFrame, cost: str, device: str, batch: int, filters: dict[str, object]) -> pd.DataFrame:
@@ -128,17 +139,18 @@ def _published(runs: pd.DataFrame, cost: str, device: str, batch: int, filters: 
     return found
 
 
-def _chart(left: pd.DataFrame, points: pd.DataFrame, hollow: pd.DataFrame, *, cost: str, device: str, batch: int) -> None:
+def _chart(left: pd.DataFrame, points: pd.DataFrame, hollow: pd.DataFrame, *, cost: str, device: str, batch: int, precision: str) -> None:
     if points.empty and hollow.empty:
         st.info("No run that the filters leave has both an accuracy and this cost. Accuracy needs labelled images.")
         return
     point = state.get("point", "")
     marks, dots = rows.drawn(points, int(point) if point.isdecimal() else 0) if len(points) else (points, points)
     named = {run: results.short(left.loc[run].to_dict()) for run in marks["run"].unique()}
-    axis = f"Latency at batch {batch}, p50, on {device} (ms)" if cost == "latency_ms" else ""
+    where = f"{device}, {precision}" if precision else device
+    axis = f"Latency at batch {batch}, p50, on {where} (ms)" if cost == "latency_ms" else ""
     fig = charts.trade_offs(
         marks, dots, hollow, title=rows.finding(points), cost=cost, labels=named, chosen=point, axis=axis, dark=frame.dark(),
-        keep=(cost, device, batch),
+        keep=(cost, device, batch, precision),
     )  # fmt: skip
     more = len(points) - len(marks)
     caption = f"{CAPTION} {TIMED if cost == 'latency_ms' else ''}"
@@ -181,9 +193,9 @@ def _panel(left: pd.DataFrame, points: pd.DataFrame, hollow: pd.DataFrame, cost:
         for row in points[points["run"] == run.id].sort_values("stage", ascending=False).itertuples():
             interval = f"{100 * row.low:.1f} to {100 * row.high:.1f} %, n = {int(row.images)}"
             unit = {"macs_g": "G MACs", "parameters_m": "M parameters", "latency_ms": "ms", "healing_s": "s of healing"}[cost]
-            st.markdown(
-                f"{row.stage.capitalize()}: {100 * row.top1:.1f} % ({interval}) at {theme.number(row.cost, unit)}, {rows.STANDINGS[row.standing]}."
-            )
+            how = f" ({spoken(row.execution)})" if cost == "latency_ms" else ""
+            cost_said = f"{theme.number(row.cost, unit)}{how}"
+            st.markdown(f"{row.stage.capitalize()}: {100 * row.top1:.1f} % ({interval}) at {cost_said}, {rows.STANDINGS[row.standing]}.")
         with frame.actions():
             if st.button("Open in Explore", icon=":material/tune:", key="point_explore"):
                 basis.let_go()
