@@ -11,7 +11,7 @@ import html
 import pandas as pd
 import streamlit as st
 
-from app import frame, pictures, state, waiting
+from app import acts, frame, pictures, state, waiting
 from app.charts import attention as attention_charts
 from app.charts import theme
 from app.charts import tokens as token_charts
@@ -66,17 +66,14 @@ def show(run: Run) -> None:
 
 
 def _actions(run: Run, job: Run | None, content: bytes | None, name: str) -> None:
-    if not state.person().may("runner"):
-        st.caption("To show a picture is to launch a job, which takes the role 'runner'.")
-        return
     busy = job is not None and job.active
     with frame.actions():
-        if job is not None and not busy and st.button("Forget this picture", type="tertiary", icon=":material/delete:", key="forget_picture"):
+        if job is not None and not busy and acts.button("Forget this picture", type="tertiary", icon=":material/delete:", key="forget_picture"):
             state.store().delete(job.id)
             state.put("shown", None)
             st.rerun()
         idle = content is None or busy or not run.artefact
-        pressed = st.button("Show it to all three", type="primary", icon=":material/image_search:", key="show_picture", disabled=idle)
+        pressed = acts.button("Show it to all three", type="primary", icon=":material/image_search:", key="show_picture", disabled=idle)
     if pressed and content is not None:
         plan = PicturePlan(recipe=run.recipe, run=run.id, artefact=run.artefact, file=name, picture=base64.b64encode(content).decode())
         state.put("shown", state.backend().submit(plan, "picture", parent=run.id))

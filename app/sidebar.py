@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from app import devices, signing, state
+from app import acts, devices, signing, state
 from starfish_lab.jobs import accelerators
 from starfish_lab.models import PAPER_MODELS
 from starfish_lab.pruning import STARTS
@@ -43,7 +43,7 @@ def _person() -> None:
         if st.button("Sign out", type="tertiary", icon=":material/logout:"):
             st.logout()
     if not person.may("runner"):
-        st.caption("You may look at everything. Launching and changing are refused: ask an admin for the role runner.")
+        st.caption(acts.LOOKS)
 
 
 def _model() -> None:

@@ -112,10 +112,10 @@ def network(recipe: dict) -> str:
 def stages(
     runs: pd.DataFrame, *, cost: str, latency: pd.DataFrame, seconds: pd.DataFrame, device: str = "", batch: int = 1, precision: str = ""
 ) -> pd.DataFrame:
-    """Each run as it ended (healed, else pruned), and dense once: run, stage, top1, low, high, images, cost, execution; those that have both figures.
+    """Each run as it ended (healed, else pruned), and dense once: run, stage, top1, low, high, images, cost; those that have both figures.
 
     `cost` names one of `charts.compare.COSTS`: MACs (effective, G), parameters (other than 0, M), latency (p50 of a batch, ms, on
-    `device` in `precision`, by the fastest execution, which is named) or healing time (s, 0 where nothing was healed). Dense is that of
+    `device` in `precision`, by the fastest execution, in the column execution) or healing time (s, 0 where nothing was healed). Dense is that of
     the newest run that has the cost.
     """
     found = []
@@ -123,7 +123,7 @@ def stages(
         last = runs["top1_healed"].notna() if stage == "healed" else runs["top1_healed"].isna() & runs["top1_pruned"].notna()
         found.append(_of_stage(runs[last], stage))
     found.append(_of_stage(runs[runs["top1_dense"].notna()], "dense"))
-    points = pd.concat(found, ignore_index=True).assign(execution="")
+    points, named = pd.concat(found, ignore_index=True), []
     if cost in ("macs_g", "parameters_m"):
         points["cost"] = points.pop("macs" if cost == "macs_g" else "parameters")
     elif cost == "healing_s":
@@ -136,7 +136,8 @@ def stages(
         keys = pd.MultiIndex.from_frame(points[["run", "stage"]])
         points["cost"] = fastest["latency_ms_p50"].reindex(keys).to_numpy() if len(timed) else np.nan
         points["execution"] = fastest["execution"].reindex(keys).to_numpy() if len(timed) else ""
-    points = points.astype({"cost": float}).dropna(subset=["cost", "top1"])[["run", "stage", "top1", "low", "high", "images", "cost", "execution"]]
+        named = ["execution"]
+    points = points.astype({"cost": float}).dropna(subset=["cost", "top1"])[["run", "stage", "top1", "low", "high", "images", "cost", *named]]
     older = points["stage"].eq("dense") & points["run"].ne(points.loc[points["stage"].eq("dense"), "run"].max())
     return points[~older].reset_index(drop=True)
 

@@ -178,6 +178,9 @@ def test_forged_links_and_session_values_change_nothing(store):
     app.session_state["launched"] = {}
     app = forged(app, "Prune & heal", store)
     assert unharmed(app) and rows(store) == [] and "as eve@x.org with the role viewer" in said(app)
+    app.session_state["person"] = (1e12, store.url, store.person("boss@x.org"))  # somebody else
+    app = pressed(app, button(app, "Prune & heal").proto.id)
+    assert unharmed(app) and rows(store) == [] and button(app, "Prune & heal").disabled
     app = opened("team", "eve@x.org", act="nonsense", did="<b>", **names)
     assert unharmed(app) and "Save people" not in labels(app) and "viewer" in said(app)
 

@@ -129,7 +129,7 @@ def test_a_run_stands_at_what_the_page_latency_took_of_its_network(store):
     first, second, other = done(store), done(store), done(store, calibration=32)
     shelf = rows.Shelf()
 
-    def on_the_card() -> dict[int, tuple[str, float, str]]:
+    def on_the_card() -> dict[tuple[int, str], tuple[float, str]]:
         runs = shelf.runs(store, "starter", "bundled")
         timed = shelf.latency(store, "starter", "bundled")
         found = rows.stages(runs, cost="latency_ms", latency=timed, seconds=pd.DataFrame(), device="Card", batch=1, precision="float32")

@@ -49,7 +49,7 @@ def page() -> None:
     seconds = shelf.table(store, "seconds") if cost == "healing_s" else pd.DataFrame()
     left = rows.wanted(runs, **filters)
     found = rows.stages(left, cost=cost, latency=latency, seconds=seconds, device=device, batch=batch, precision=precision)
-    points = rows.standing(found if cost == "latency_ms" else found.drop(columns="execution"))
+    points = rows.standing(found)
     hollow = _published(runs, cost, device, batch, filters)
     _chart(left, points, hollow, cost=cost, device=device, batch=batch, precision=precision)
     _panel(left, points, hollow, cost)
