@@ -34,7 +34,8 @@ UNLABELLED = (
 ABLATION = {
     "STARFISH+ on all tokens": {"options": {"keep": 1}}, "STARFISH+ without class weight": {"options": {"class_weight": 0}},
     "STARFISH+, weights alone": {"trains": "weights"}, "STARFISH+ without flips": {"augmentation": "none"},
-    "STARFISH+ at the paper's rate": {"learning_rate": 6e-4}, "STARFISH+ in fixed order": {"order": "fixed"},
+    "STARFISH+ at the paper's rate": {"learning_rate": 6e-4, "warmup": 0}, "STARFISH+ without warm-up": {"warmup": 0},
+    "STARFISH+ in fixed order": {"order": "fixed"},
 }  # fmt: skip
 KEY = ["network", "masks", "healer", "seed", "sparsity", "images", "steps", "precision", "learning_rate", "rate_tuned", "hardware"]
 

@@ -9,7 +9,7 @@ Blocks are aligned end to end and all at once, as in STARFISH (`starfish`). What
                            al., arXiv 2208.07220, there for fine-tuning): a step costs about that share, and no two steps see
                            the same; class tokens always enter
     class_weight 0.3       the head reads the class token alone, and among 197 tokens its part of the loss is lost
-    a higher rate          2e-3
+    a higher rate          3e-3, reached in ten steps: Adam's second moments are still noise in the first ones
 
 Networks without a place where tokens may be left out (`Network.token_gate`) train on whole images, and on `keep_images` of each
 batch: the dense network's answers to flipped images are computed anew, and the repair has its price too. The dense network runs on
@@ -29,7 +29,7 @@ from starfish_lab.healing.methods import starfish
 from starfish_lab.healing.session import Batch, Loss, Session
 
 NEEDS_LABELS = False
-DEFAULTS = {"repair": "aligned", "learning_rate": 2e-3, "trains": "affine", "order": "shuffled", "augmentation": "flip"}
+DEFAULTS = {"repair": "aligned", "learning_rate": 3e-3, "warmup": 10, "trains": "affine", "order": "shuffled", "augmentation": "flip"}
 
 
 def objective(session: Session, *, keep: float = 0.5, keep_images: float = 0.4, class_weight: float = 0.3) -> Callable[[Batch], Loss]:
