@@ -23,7 +23,7 @@ DEFAULTS = {}
 
 
 @torch.no_grad()
-def repair(session: Session, *, ridge: float = 0.1, mirrored: bool = False, most: int = 1024, rows: int = 8192) -> None:
+def repair(session: Session, *, ridge: float = 0.1, mirrored: bool = False, most: int = 1024, rows: int = 2048) -> None:
     """Solve every masked layer and its bias, where it has one, in depth order, from the values that survived.
 
     ridge : λ over the mean diagonal of the inputs' second moments

@@ -28,7 +28,7 @@ PATTERNS = ("unstructured", "n_m")
 @torch.no_grad()
 def solve(
     pair: Pair, layers: list[str], *, choice: PruningChoice, counts: dict[str, int], left: dict[str, str], by: str = "alps", damping: float = 0.01,
-    ridge: float = 0.1, mirrored: bool = False, most: int = 1024, rows: int = 8192, precision: str = "float32",
+    ridge: float = 0.1, mirrored: bool = False, most: int = 1024, rows: int = 2048, precision: str = "float32",
 ) -> MaskResult:  # fmt: skip
     """Masks, weights and biases of `layers`; `pair.student` ends with them.
 
