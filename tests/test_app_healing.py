@@ -140,7 +140,9 @@ def test_a_method_comes_with_the_repair_it_is_known_with(store):
     app.selectbox(key="choice.healing").set_value("starfish").run()
     button(app, "Prune & heal").click().run()
     made = [store.run(number).recipe.healing for number in (1, 2)]
-    assert [(each.repair, each.method, each.learning_rate) for each in made] == [("none", "starfish_plus", 3e-3), ("none", "starfish", 6e-4)]
+    assert [(each.repair, each.method, each.learning_rate, each.warmup) for each in made] == [
+        ("none", "starfish_plus", 3e-3, 10), ("none", "starfish", 6e-4, 0),
+    ]  # fmt: skip
 
 
 def test_names_in_words():
