@@ -82,10 +82,11 @@ def thousands(runs: int | str = 10_000, reports: int | str = 300, times: int | s
 def crowd(minutes: float | str = 2, browsers: int | str = 10) -> None:
     """Browsers at once clicking through all pages: milliseconds from click to settled page, errors, memory and processor time.
 
-    Browsers and server share this machine's cores, which people's do not: what either took of them is printed beside, and after it the
-    same clicks without browsers, from the request until the app has sent the whole page.
+    Browsers and server share this machine's cores, which people's do not: what either took of them is printed beside. So the same
+    again twice: one browser with these cores to itself and the app, while the other visitors come without one; and all without
+    browsers, from the request until the app has sent the whole page.
     """
-    for visit in (_crowd, _answers):
+    for visit in (_crowd, _one_of_all, _answers):
         with tempfile.TemporaryDirectory() as home, started(Path(home)) as lab:
             numbers = fill(lab.store, runs=1000, reports=60)
             asyncio.run(visit(lab, f"run={numbers[-1]}&runs={','.join(map(str, numbers[-5:]))}", 60 * float(minutes), int(browsers)))
@@ -106,6 +107,15 @@ async def _crowd(lab: Lab, query: str, seconds: float, browsers: int) -> None:
         held, taken = await memory, _processor(lab)
         await browser.close()
     _report(clicks, errors, held, [(after - first) / whole for after, first in zip(taken, before)])
+
+
+async def _one_of_all(lab: Lab, query: str, seconds: float, visitors: int) -> None:
+    """What one of them sees, whose machine draws for one alone."""
+    print("one browser, the others' requests without:")
+    errors: list[str] = []
+    others = (_session(lab, query, random.Random(i), time.monotonic(), seconds + 15, [], errors) for i in range(visitors - 1))
+    await asyncio.gather(_crowd(lab, query, seconds, 1), *others)
+    print(f"{len(errors)} errors of the others{''.join(f'; {error}' for error in sorted(set(errors)))}")
 
 
 async def _answers(lab: Lab, query: str, seconds: float, visitors: int) -> None:

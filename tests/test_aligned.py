@@ -10,6 +10,7 @@ import torch
 from test_healing import choose, half, images_for, lively, run
 from test_repairs_linear import session
 
+from starfish_lab.calibration.activations import draw
 from starfish_lab.errors import RecipeError
 from starfish_lab.healing import REPAIRS
 from starfish_lab.healing.heal import heal
@@ -66,11 +67,12 @@ def distance(dense: Network, student: Network, images: torch.Tensor) -> float:
     return float((last_state(dense, images) - last_state(student, images)).square().sum())
 
 
-def test_each_layer_solves_for_what_the_stream_lacks(vit):
+@pytest.mark.parametrize("class_weight", [0.0, 0.4])
+def test_each_layer_solves_for_what_the_stream_lacks(vit, class_weight):
     """Layer by layer against numpy: the others as they ended, its targets the dense output plus what the stream lacks before it."""
     masks, images = half(vit), images_for(vit, 36)
     one = session(vit, masks, images=images)
-    REPAIRS.get("aligned")(one, ridge=0.0, mirrored=False, rows=10**6)
+    REPAIRS.get("aligned")(one, ridge=0.0, mirrored=False, rows=10**6, class_weight=class_weight)
     for layer in masks:
         block, _, short = layer.rpartition(".")[0].rpartition(".")[0], None, ".".join(layer.split(".")[-2:])
         norm = f"{block}.{STREAMS[short]}" if short in STREAMS else None
@@ -80,12 +82,22 @@ def test_each_layer_solves_for_what_the_stream_lacks(vit):
             scale = vit.module.get_submodule(f"{block}.ls{1 if short == 'attn.proj' else 2}")
             target = target + (seen[0][norm][0] - seen[1][norm][0]) / (getattr(scale, "gamma", torch.ones(1)).detach().double().numpy())
         x = seen[1][layer][0]
+        root = np.ones(len(x))
+        root[:: len(x) // len(images)] = np.sqrt(1 + class_weight * len(x) / len(images))  # of a row's weight
         module = one.student.module.get_submodule(layer)
         for row, kept in enumerate(masks[layer].numpy()):
-            expected = np.linalg.lstsq(np.column_stack([x[:, kept], np.ones(len(x))]), target[:, row], rcond=None)[0]
+            expected = np.linalg.lstsq(root[:, None] * np.column_stack([x[:, kept], np.ones(len(x))]), root * target[:, row], rcond=None)[0]
             np.testing.assert_allclose(module.weight.detach().numpy()[row, kept], expected[:-1], rtol=2e-3, atol=2e-4)
             np.testing.assert_allclose(module.bias.detach().numpy()[row], expected[-1], rtol=2e-3, atol=2e-4)
             assert not module.weight.detach().numpy()[row, ~kept].any()
+
+
+def test_every_class_token_counts_however_few_rows_do():
+    generator = torch.Generator().manual_seed(0)
+    drawn = draw(40, 12, generator, torch.device("cpu"), always=8)
+    assert len(drawn) == len(set(drawn.tolist())) == 12 and {0, 8, 16, 24, 32} < set(drawn.tolist())
+    assert draw(40, 3, generator, torch.device("cpu"), always=8).tolist() == [0, 8, 16, 24, 32]
+    assert draw(40, 40, generator, torch.device("cpu"), always=8).tolist() == list(range(40))
 
 
 def test_a_channel_that_the_layer_scale_drops_does_no_harm(vit):

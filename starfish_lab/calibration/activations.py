@@ -114,20 +114,27 @@ def _columns(layer: nn.Module, sums: Tensor) -> Tensor:
     return torch.autograd.grad(output, weight)[0].flatten(1).clamp(min=0)
 
 
-def draw(total: int, rows: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """At most `rows` of `total` indices, each at most once."""
-    return torch.arange(total, device=device) if total <= rows else torch.randperm(total, generator=generator)[:rows].to(device)
+def draw(total: int, rows: int, generator: torch.Generator, device: torch.device, *, always: int = 0) -> Tensor:
+    """At most `rows` of `total` indices, each at most once; 0, `always`, 2 · `always`, … are among them in any case, where `always` is not 0."""
+    if total <= rows:
+        return torch.arange(total, device=device)
+    drawn = torch.randperm(total, generator=generator)
+    if always:
+        certain = torch.arange(0, total, always)
+        drawn, rows = torch.cat([certain, drawn[drawn % always != 0]]), max(rows, len(certain))
+    return drawn[:rows].to(device)
 
 
-def rows_met(layer: nn.Module, x: Tensor, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def rows_met(layer: nn.Module, x: Tensor, rows: int, generator: torch.Generator, *, always: int = 0) -> tuple[Tensor, Tensor]:
     """At most `rows` of what the unfolded weight of a Linear or an ungrouped convolution meets: (rows, cols), and which they are: (rows,).
 
     The n-th is the n-th token of the flattened batch, or patch n mod (H' · W') of image n // (H' · W'): where the n-th output stands.
+    Of tokens every `always`-th, from the first on, is among them.
     """
     if isinstance(layer, nn.Conv2d):
         return _patches(layer, x, rows, generator)
     x = x.flatten(0, -2)
-    chosen = draw(len(x), rows, generator, x.device)
+    chosen = draw(len(x), rows, generator, x.device, always=always)
     return (x[chosen] if len(x) > rows else x), chosen
 
 

@@ -49,7 +49,7 @@ def repairable(pair: Pair, masked: Iterable[str]) -> list[str]:
 
 def walk(
     pair: Pair, layers: list[str], *, inputs: str, together: str = "layer", second: bool = True, targets: str | None = "layer",
-    rows: int = ROWS, mirrored: bool = False,
+    rows: int = ROWS, mirrored: bool = False, class_weight: float = 0.0,
 ) -> Iterator[dict[str, InputMoments]]:  # fmt: skip
     """Moments of `layers` (from `repairable`) in depth order: {layer: InputMoments}, so that each may be changed before the next is looked at.
 
@@ -61,6 +61,8 @@ def walk(
     rows : of every 32 images at most so many random tokens or patches of a layer count, drawn by the pair's seed and its name; of
         paired layers fewer where a block's targets would fill more than a quarter of the teacher's memory
     mirrored : every image counts a second time with left and right exchanged
+    class_weight : with paired layers, what class tokens count as beside all rows together, their own single counts aside: they are one
+        of many tokens, and the head reads them alone. They are among the rows that count, then. Without effect where there are none
 
     With inputs 'pruned' and `targets` the two networks are paired token by token: raises RecipeError where the student merges tokens.
     """
@@ -68,6 +70,7 @@ def walk(
     checks.one_of("healing.repair_options.together", together, TOGETHER)
     checks.whole("healing.repair_options.rows", rows)
     checks.flag("healing.repair_options.mirrored", mirrored)
+    checks.number("healing.repair_options.class_weight", class_weight, 0)
     if targets is not None:
         checks.one_of("healing.repair_options.targets", targets, TARGETS)
     paired = inputs == "pruned" and targets is not None
@@ -77,11 +80,14 @@ def walk(
     replay = Replay(pair, network, mirrored=mirrored)
     answers = Replay(pair, pair.dense, mirrored=mirrored)
     streams = {one.layer: one for one in network.residuals} if paired and targets == "state" else {}
+    class_weight = class_weight if paired and network.has_class_token else 0.0
     done = 0
     for block in _stages(network.block_of, layers, "block"):
-        wanted = _Wanted(pair, block, streams, rows).collect(answers) if paired else None
+        wanted = _Wanted(pair, block, streams, rows, class_weight > 0).collect(answers) if paired else None
         for stage in _stages(network.block_of, block, together if inputs == "pruned" else "block"):
-            sums = {name: _Sums(pair, name, network.module.get_submodule(name), second, wanted.rows if paired else rows) for name in stage}
+            sums = {
+                name: _Sums(pair, name, network.module.get_submodule(name), second, wanted.rows if paired else rows, class_weight) for name in stage
+            }
             for index, seen in enumerate(replay.passes(stage, {name: streams[name].stream for name in stage if name in streams})):
                 for name in stage:
                     sums[name].add(seen[name].x, partial(wanted, name, index, seen[name]) if paired else None)
@@ -120,8 +126,8 @@ def _answered(layer: nn.Module, moments: InputMoments) -> InputMoments:
 class _Wanted:
     """What the dense layers of one block return, at the rows that count; of layers added to the residual stream, with that stream."""
 
-    def __init__(self, pair: Pair, layers: list[str], streams: dict[str, Residual], rows: int):
-        self._pair, self._layers = pair, layers
+    def __init__(self, pair: Pair, layers: list[str], streams: dict[str, Residual], rows: int, class_tokens: bool):
+        self._pair, self._layers, self._class_tokens = pair, layers, class_tokens
         self._streams = {name: streams[name] for name in layers if name in streams}
         self._kept: dict[str, list[Tensor]] = {name: [] for name in layers}
         self._most = self.rows = rows
@@ -133,7 +139,8 @@ class _Wanted:
                 self.rows = self._room(seen)
             for name in self._layers:
                 y = self._whole(name, seen[name], 1.0)
-                self._kept[name].append(y[draw(len(y), self.rows, draws[name], y.device)])
+                always = _tokens(seen[name].x) if self._class_tokens else 0
+                self._kept[name].append(y[draw(len(y), self.rows, draws[name], y.device, always=always)])
         return self
 
     def __call__(self, name: str, index: int, seen: Seen, chosen: Tensor) -> Tensor:
@@ -162,32 +169,43 @@ class _Wanted:
 class _Sums:
     """Running sums of one layer, about the mean of its first rows: so inputs that hardly vary about a large mean cost no digits."""
 
-    def __init__(self, pair: Pair, name: str, layer: nn.Module, second: bool, rows: int):
-        self._layer, self._second, self._most = layer, second, rows
+    def __init__(self, pair: Pair, name: str, layer: nn.Module, second: bool, rows: int, class_weight: float):
+        self._layer, self._second, self._most, self._class_weight = layer, second, rows, class_weight
         self._draw = _generator(pair, name)
         self._sums: dict[str, Tensor] = {}
         self._pivot: Tensor | None = None
-        self._rows = 0
+        self._rows, self._weight = 0, 0.0
 
     def add(self, met: Tensor, wanted: Callable[[Tensor], Tensor] | None) -> None:
         """What the layer meets in a chunk; `wanted` gives its targets at the rows that count."""
-        x, chosen = rows_met(self._layer, met.float(), self._most, self._draw)  # (rows, cols)
+        tokens = _tokens(met) if self._class_weight else 0
+        x, chosen = rows_met(self._layer, met.float(), self._most, self._draw, always=tokens)  # (rows, cols)
         self._pivot = x.mean(0) if self._pivot is None else self._pivot
         x = x - self._pivot
-        found = {"mean": x.sum(0)}
+        weights = self._weights(chosen, tokens)
+        weighed = x if weights is None else weights * x
+        found = {"mean": weighed.sum(0)}
         if self._second:
-            found["second"] = x.T @ x
+            found["second"] = weighed.T @ x
         if wanted is not None:
             y = wanted(chosen)  # (rows, out)
-            found["target"] = y.sum(0)
+            found["target"] = (y if weights is None else weights * y).sum(0)
             if self._second:
-                found["cross"] = x.T @ y
+                found["cross"] = weighed.T @ y
         for name, value in found.items():
             self._sums[name] = self._sums[name] + double(value) if name in self._sums else double(value)
         self._rows += len(x)
+        self._weight += len(x) if weights is None else weights.sum().item()
+
+    def _weights(self, chosen: Tensor, tokens: int) -> Tensor | None:
+        """(rows, 1), or None where all rows count alike."""
+        if not tokens:
+            return None
+        first = (chosen % tokens == 0).float()
+        return (1 + first * self._class_weight * len(chosen) / first.sum()).unsqueeze(1)
 
     def moments(self) -> InputMoments:
-        about = {name: self._sums[name] / self._rows if name in self._sums else None for name in ("mean", "second", "target", "cross")}
+        about = {name: self._sums[name] / self._weight if name in self._sums else None for name in ("mean", "second", "target", "cross")}
         shift, pivot = about["mean"], double(self._pivot)
         mean = shift + pivot
         if self._second:
@@ -200,6 +218,11 @@ class _Sums:
 def _generator(pair: Pair, name: str) -> torch.Generator:
     """Draws the rows of a layer; equal for both networks."""
     return torch.Generator().manual_seed(pair.seed + zlib.crc32(name.encode()))
+
+
+def _tokens(x: Tensor) -> int:
+    """How many tokens of an image a layer meets, the class token first: (B, tokens, …); 0 where it meets no tokens."""
+    return x.shape[1] if x.dim() == 3 else 0
 
 
 def _flat(layer: nn.Module, y: Tensor) -> Tensor:

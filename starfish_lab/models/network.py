@@ -119,6 +119,11 @@ class Network:
         """The same network with weights of its own."""
         return replace(self, module=copy.deepcopy(self.module))
 
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the first token of every block's state stands for the whole image."""
+        return self.states == "tokens" and self.prefix_tokens > 0
+
     def block_of(self, layer: str) -> str:
         """Name of the block a layer stands in, '' outside every block."""
         return next((b for b in self.blocks if layer == b or layer.startswith(b + ".")), "")

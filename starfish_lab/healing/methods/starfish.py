@@ -45,7 +45,7 @@ def objective(
     network = session.student
     used, vectors = chosen_blocks(network.blocks, blocks), _vectors(network, tokens)
     checks.number("healing.options.class_weight", class_weight, 0)
-    if class_weight and (tokens == "class" or not has_class_token(network)):
+    if class_weight and (tokens == "class" or not network.has_class_token):
         raise RecipeError(
             f"healing.options.class_weight is {class_weight:g}, and there is no class token among others to weigh. Take 0, or a network "
             "with a class token and tokens 'all'."
@@ -112,16 +112,11 @@ def chosen_blocks(blocks: tuple[str, ...], choice: str | int) -> tuple[str, ...]
     return blocks[(len(blocks) - 1) % choice :: choice]
 
 
-def has_class_token(network: Network) -> bool:
-    """Whether the first token of every block's state stands for the whole image."""
-    return network.states == "tokens" and network.prefix_tokens > 0
-
-
 def _vectors(network: Network, tokens: str) -> Callable[[Tensor], Tensor]:
     """From a block's state to the vectors that are compared, along the last dimension."""
     checks.one_of("healing.options.tokens", tokens, ("all", "class"))
     if tokens == "class":
-        if not has_class_token(network):
+        if not network.has_class_token:
             raise RecipeError(f"healing.options.tokens is 'class', and {network.name} has no class token. Choose 'all'.")
         return lambda state: state[:, 0]  # (B, N, D) → (B, D)
     return (lambda state: state.flatten(1)) if network.states == "image" else (lambda state: state)

@@ -41,7 +41,7 @@ def objective(session: Session, *, keep: float = 0.5, keep_images: float = 0.4, 
     """
     checks.number("healing.options.keep", keep, 0.05, 1)
     checks.number("healing.options.keep_images", keep_images, 0.05, 1)
-    weight = class_weight if starfish.has_class_token(session.student) else 0.0
+    weight = class_weight if session.student.has_class_token else 0.0
     aligned = starfish.objective(session, class_weight=weight)
     gates = [network.module.get_submodule(network.token_gate) for network in (session.dense, session.student) if network.token_gate]
     if len(gates) < 2:

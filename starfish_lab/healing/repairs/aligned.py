@@ -23,19 +23,21 @@ DEFAULTS = {}
 
 
 @torch.no_grad()
-def repair(session: Session, *, ridge: float = 0.1, mirrored: bool = False, most: int = 1024, rows: int = 2048) -> None:
+def repair(session: Session, *, ridge: float = 0.1, mirrored: bool = False, most: int = 1024, rows: int = 2048, class_weight: float = 0.3) -> None:
     """Solve every masked layer and its bias, where it has one, in depth order, from the values that survived.
 
     ridge : λ over the mean diagonal of the inputs' second moments
     mirrored : every image counts a second time with left and right exchanged, where that makes no more than `most`
     most : images that count, the first ones
     rows : tokens or patches that count of every 32 images
+    class_weight : what class tokens count as beside all of those together; the head reads them alone. Without effect where there are none
     """
     checks.number("healing.repair_options.ridge", ridge, 0)
     checks.whole("healing.repair_options.most", most)
     checks.flag("healing.repair_options.mirrored", mirrored)
     pair, mirrored = session.within(most, mirrored=mirrored)
-    for found in walk(pair, repairable(pair, session.masks), inputs="pruned", targets="state", rows=rows, mirrored=mirrored):
+    layers = repairable(pair, session.masks)
+    for found in walk(pair, layers, inputs="pruned", targets="state", rows=rows, mirrored=mirrored, class_weight=class_weight):
         for name, moments in found.items():
             layer = session.student.module.get_submodule(name)
             weight, bias = unfolded(layer)

@@ -28,7 +28,8 @@ PATTERNS = ("unstructured", "n_m")
 @torch.no_grad()
 def solve(
     pair: Pair, layers: list[str], *, choice: PruningChoice, counts: dict[str, int], left: dict[str, str], by: str = "alps", damping: float = 0.01,
-    ridge: float = 0.1, mirrored: bool = False, most: int = 1024, rows: int = 2048, precision: str = "float32",
+    ridge: float = 0.1, mirrored: bool = False, most: int = 1024, rows: int = 2048, class_weight: float = 0.3,
+    precision: str = "float32",
 ) -> MaskResult:  # fmt: skip
     """Masks, weights and biases of `layers`; `pair.student` ends with them.
 
@@ -38,7 +39,7 @@ def solve(
     damping : of the mean diagonal, added to the moments for the costs; `ridge` for least squares, see `calibration.fit`
     mirrored : every image counts a second time with left and right exchanged, where that makes no more than `most`
     most : images that count, the first ones
-    rows : see `calibration.moments.walk`
+    rows, class_weight : see `calibration.moments.walk`; the head reads the class token alone
     precision : of forward passes, 'float32' or 'bf16'
 
     Rows of the result: layer and the facts of `sparsegpt`, beside the weights that no mask bound.
@@ -49,7 +50,7 @@ def solve(
     pair, mirrored = replace(pair, precision=precision).within(most, mirrored=mirrored)
     modules = {name: pair.student.module.get_submodule(name) for name in [*layers, *left]}
     found = MaskResult({name: torch.ones(module.weight.shape, dtype=torch.bool) for name, module in modules.items()}, left)
-    for stage in walk(pair, repairable(pair, layers), inputs="pruned", targets="state", rows=rows, mirrored=mirrored):
+    for stage in walk(pair, repairable(pair, layers), inputs="pruned", targets="state", rows=rows, mirrored=mirrored, class_weight=class_weight):
         for name, moments in stage.items():
             layer = modules[name]
             mask, weight, bias, facts = _layer(layer, moments, choice, counts.get(name), by, damping, ridge)
