@@ -7,7 +7,8 @@ aligned up to there, with another target where the layer's output is added to th
 
 Errors of all earlier layers, which least squares on the layer's own output leaves in the stream, are made up for: it is STARFISH's
 aim, the aligned internal state, without a gradient. Elsewhere (Q, K and V, the first MLP layer, networks whose residuals are not
-declared) y is the dense layer's output. Ours; no paper has it.
+declared) y is the dense layer's output. Class tokens are weighed (`class_weight`): the head reads them alone, and among hundreds of
+tokens least squares would give them up. Ours; no paper has it.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Layer after layer in depth order, on what the layer meets in the network pruned up to there: least squares without a mask gives the
 weights that would bring the residual stream nearest to the dense network's (targets as in `healing.repairs.aligned`); what of those
 goes is chosen by ALPS (`alps`, arXiv 2406.07831) or by SparseGPT's sweep (`sparsegpt`, arXiv 2301.00774), on centred moments, because
-biases follow; least squares on the mask gives the rest its values, and the bias its own. Ours; no paper has it.
+biases follow; least squares on the mask gives the rest its values, and the bias its own. Class tokens are weighed in all of it: the
+head reads them alone. Ours; no paper has it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def solve(
     damping : of the mean diagonal, added to the moments for the costs; `ridge` for least squares, see `calibration.fit`
     mirrored : every image counts a second time with left and right exchanged, where that makes no more than `most`
     most : images that count, the first ones
-    rows, class_weight : see `calibration.moments.walk`; the head reads the class token alone
+    rows, class_weight : see `calibration.moments.walk`
     precision : of forward passes, 'float32' or 'bf16'
 
     Rows of the result: layer and the facts of `sparsegpt`, beside the weights that no mask bound.
