@@ -2,9 +2,11 @@
 
     python tests/bars.py healing network=vit|resnet|starter [score=magnitude|aligned|…] [sparsities=.75] [images=400] [steps=130]
         [seeds=0] [healers=none,starfish,…] [rates=0.3,1,3] [tuning=40] [at=lora:2e-3,…] [precision=bf16] [csv=healing.csv] [cells=FOLDER]
+        [evaluation=4000]
 
 A bake-off (`starfish_lab.bakeoff`) on the starter, or on the kit's ViT-Tiny or ResNet-20. Calibration images are training images,
-evaluation images never: the kit's first 1,000 of Tiny ImageNet's validation set, or the first 500 of CIFAR-10's test set. Rows of
+evaluation images never: the kit's first 1,000 of Tiny ImageNet's validation set, or the first 500 of CIFAR-10's test set.
+`evaluation` takes more of the former, up to 4,000: its second thousand, on which STARFISH+ was put together, is left out. Rows of
 the table are written as they come; cells that `cells` already has are not done again, and rows of the same cell are replaced.
 Without `rates` every healer heals at its own learning rate, or at the one that `at` gives it. `healers=ablation` takes STARFISH+'s
 training apart, one choice at a time, on masks that come with their weights (score=aligned).
@@ -13,6 +15,7 @@ training apart, one choice at a time, on masks that come with their weights (sco
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import bar_masks
@@ -43,10 +46,12 @@ KEY = ["network", "masks", "healer", "seed", "sparsity", "images", "steps", "pre
 def main(
     *, network: str = "vit", score: str = "magnitude", sparsities: str = "0.75", images: str = "", steps: str = "", seeds: str = "0",
     healers: str = "", rates: str = "", tuning: str = "", at: str = "", precision: str = "float32", csv: str = "healing.csv", cells: str = "cells",
-    device: str = "cpu",
+    evaluation: str = "", device: str = "cpu",
 ) -> None:  # fmt: skip
     path = Path(csv)
     dense, recipe = {"vit": _vit, "resnet": _resnet, "starter": _starter}[network](Path(cells))
+    if evaluation:
+        recipe = _evaluated(recipe, int(evaluation), Path(cells))
     numbers = tuple(map(int, images.split(","))) if images else (recipe.images.calibration,)
     solver = {"precision": precision} if score == "aligned" else {}
     recipe = _with(recipe, pruning=PruningChoice(score=score, exclude=recipe.pruning.exclude, score_options=solver), precision=precision)
@@ -89,6 +94,14 @@ def _with(recipe: Recipe, *, pruning: PruningChoice, precision: str) -> Recipe:
     return Recipe(
         model=recipe.model, images=recipe.images, pruning=pruning, healing=HealingChoice(precision=precision), measure=MeasureChoice(snapshots=0)
     )
+
+
+def _evaluated(recipe: Recipe, count: int, cells: Path) -> Recipe:
+    """On so many images, none of them of the second thousand."""
+    table, path = pd.read_csv(recipe.images.csv), cells / "evaluation.csv"
+    cells.mkdir(parents=True, exist_ok=True)
+    table[~table.index.isin(range(1000, 2000))].to_csv(path, index=False)
+    return replace(recipe, images=replace(recipe.images, csv=str(path), evaluation=count))
 
 
 def _starter(_: Path) -> tuple[None, Recipe]:
