@@ -98,7 +98,7 @@ def _how(network: str, rows: pd.DataFrame) -> str:
         of("hardware", "on {}", shown), of("sparsity", "{} % sparsity", shown), of("images", "{} calibration images", shown),
         of("steps", "{} steps", trained), of("batch_size", "batches of {}", trained), of("precision", "{}", shown),
         results.count(rows["seed"].nunique(), "seed"),
-        f"n = {rows['evaluated'].max():,.0f} evaluation images" if "evaluated" in rows and rows["evaluated"].notna().any() else "",
+        of("evaluated", "n = {} evaluation images", shown),
     ]  # fmt: skip
     called = published.names(network)
     name = called[0] if called else "The starter" if network == "starter" else network

@@ -75,14 +75,18 @@ def show(run: Run, axis: str) -> None:
 
 
 def figure(rows: pd.DataFrame, axis: str, *, key: str, model: str, knees: pd.DataFrame | None = None) -> None:
-    """The main figure of rows of a table 'healers'; nothing but words where the images have no labels."""
-    found, dark = bakeoff_rows.summary(rows), frame.dark()
+    """The main figure of rows of a table 'healers', and under it who did not run; nothing but words where the images have no labels."""
+    found = bakeoff_rows.summary(rows)
+    if found["share"].notna().any():
+        _drawn(found, rows, axis, key=key, model=model, knees=knees)
+    elif len(found):
+        st.info("There is no accuracy to show: these images have no labels, or nothing ran. Drift and KL stand in the table.")
     for sentence in bakeoff_rows.refused(found):
-        st.markdown(f":material/block: {sentence}")
-    if found["share"].notna().sum() == 0:
-        if len(found):
-            st.info("There is no accuracy to show: these images have no labels, or nothing ran. Drift and KL stand in the table.")
-        return
+        st.caption(f":material/block: {sentence}")
+
+
+def _drawn(found: pd.DataFrame, rows: pd.DataFrame, axis: str, *, key: str, model: str, knees: pd.DataFrame | None) -> None:
+    dark = frame.dark()
     knees = pd.DataFrame(columns=["healer", "knee_images"]) if knees is None or knees.empty else knees
     hollow = published.recoveries(model)
     if axis == "images":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pandas as pd
 import streamlit as st
 
@@ -13,6 +15,7 @@ from starfish_lab.store.service import MAY
 
 WEIGHTS_HELP = "Pretrained: timm downloads them once. File: .safetensors, or .pt/.pth that holds tensors only. Random: untrained, to try things out."
 DEVICE_HELP = "Where runs go: any free worker, a device of one of them, or a GPU by name on any node that has one. Type in a name such as H100."
+STARTS_SECONDS = 60.0  # the lab's own worker imports torch before it reports
 SOURCES = {
     "starter": "Handwritten digits (bundled)",
     "folder": "Folder, one sub-folder a class",
@@ -20,6 +23,7 @@ SOURCES = {
     "imagenet": "ImageNet validation folder",
     "imagenette": "Imagenette (downloaded)",
 }
+_FIRST_OPENED = time.monotonic()
 
 
 def draw() -> str:
@@ -150,6 +154,8 @@ def _workers(alive: pd.DataFrame, now: str) -> None:
     """A line for each worker and each node of a cluster."""
     if now == "away":
         st.badge("Workers out of reach", icon=":material/cloud_off:", color="orange")
+    elif alive.empty and time.monotonic() - _FIRST_OPENED < STARTS_SECONDS:
+        st.badge("Worker starting", icon=":material/hourglass_top:", color="gray")
     elif alive.empty:
         st.badge("No worker", icon=":material/power_off:", color="gray")
         st.caption("Runs wait until one is started: `python -m starfish_lab worker`")

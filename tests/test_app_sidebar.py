@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pandas as pd
 import pytest
 import synthetic
 from synthetic import button, labels, open_page, said, unharmed
 
-from app import devices, state
+from app import devices, sidebar, state
 from starfish_lab.errors import LabError
 from starfish_lab.jobs.protocol import LocalBackend
 from starfish_lab.store import Store
@@ -84,6 +86,13 @@ def test_ray_out_of_reach_is_one_sentence_and_the_page_stays_up(store, monkeypat
     monkeypatch.undo()
     app.run()
     assert "cannot be reached" not in said(app)
+
+
+@pytest.mark.parametrize(("seconds", "says", "not_yet"), [(1, "Worker starting", "python -m"), (61, "No worker", "Worker starting")])
+def test_a_worker_has_a_minute_to_start_before_it_is_missed(store, monkeypatch, seconds, says, not_yet):
+    monkeypatch.setattr(sidebar, "_FIRST_OPENED", time.monotonic() - seconds)
+    shown = said(open_page("spectra"))
+    assert says in shown and not_yet not in shown
 
 
 def test_a_run_can_be_launched_while_ray_is_out_of_reach_and_waits(store, monkeypatch):
