@@ -220,8 +220,10 @@ def consistent(c: Choice, *, pattern_first: bool = False) -> Choice:
         c = replace(c, pattern=DEFAULTS.pattern)
     if c.pattern != "kept" and c.pattern not in suits(c.score):
         c = replace(c, score=DEFAULTS.score) if pattern_first else replace(c, pattern=suits(c.score)[0])
-    if c.pattern != "unstructured":  # the other patterns take the same share from every layer
-        c = replace(c, budget=DEFAULTS.budget, layers=())
+    if c.pattern != "unstructured":  # the other patterns take the same share from every layer, unless it is given
+        c = replace(c, budget=DEFAULTS.budget)
+    if c.pattern not in rules.BY_LAYER:
+        c = replace(c, layers=())
     if c.budget != "mp_edge":
         c = replace(c, signal=DEFAULTS.signal, beta=DEFAULTS.beta, edges=())
     if c.pattern != "n_m":

@@ -13,9 +13,11 @@ from app import choice as choices
 from app.charts import sensitivity as charts
 from starfish_lab import settings
 from starfish_lab.errors import LabError, StoreError
+from starfish_lab.pruning.rules import BY_LAYER
 from starfish_lab.recipe import Recipe
 from starfish_lab.sensitivity import stored
 from starfish_lab.sensitivity.layer_ms import layer_ms
+from starfish_lab.sensitivity.parts import parts, shares
 from starfish_lab.sensitivity.plan import PATTERNS, Sensitivity
 from starfish_lab.sensitivity.spending import UNITS, Along, sparsity
 from starfish_lab.whatif import Profile
@@ -31,6 +33,11 @@ CURVES = (
     "A column is a layer alone, the deeper the colour the more it hurts (logarithmic); crosses are what the present choice takes. "
     "It does not say what several layers pruned together do to each other, nor what healing brings back."
 )
+UNITS_CURVES = (
+    "A column is a group of units alone, an MLP's or a block's inner channels by its first layer, Q/K dimensions by qkv; the deeper the colour the "
+    "more it hurts (logarithmic); crosses are what the present choice takes. It does not say what several groups pruned together do to each "
+    "other, nor what healing brings back."
+)
 FRONT = (
     "Dashed, an estimate: damages of layers alone, summed up; lower is better. "
     "It ranks choices well where layers fail one by one, and says little where many fail at once."
@@ -38,7 +45,7 @@ FRONT = (
 SLIDER = (
     "The share that goes, from accuracy (little) to speed (much). At every position each layer loses what makes the sum of the damages least: "
     "the next piece goes where it costs least damage for what it saves: multiply-adds, weights, or time on a device whose layers were timed. "
-    "Zeros alone make nothing faster: see 'Will it be faster?'."
+    "Only units are cut out and make a network smaller; zeros alone make nothing faster: see 'Will it be faster?'."
 )
 
 
@@ -53,8 +60,13 @@ def expander(profile: Profile) -> None:
 def section(profile: Profile, recipe: Recipe) -> None:
     """Curves, the slider and where the present choice stands; or the button that has them measured."""
     if recipe.pruning.pattern not in PATTERNS:
-        st.caption("Layers lose shares of their own under the pattern 'Unstructured': choose it to see which of them can bear how much.")
+        st.caption(
+            "Layers lose shares of their own under 'Unstructured', groups of units under 'Structured': choose one to see who can bear how much."
+        )
         return
+    units = recipe.pruning.pattern == "structured"
+    if units and profile.facts["structured_refusal"]:
+        return  # the page says it where the choice is made
     on = st.segmented_control(
         "Damage is seen on", list(SHOWN_BY), format_func=SHOWN_BY.get, required=True, **state.tie_value("sens_on", "drift", allowed=SHOWN_BY)
     )
@@ -69,15 +81,14 @@ def section(profile: Profile, recipe: Recipe) -> None:
         damage = st.segmented_control(
             "Damage", names, format_func=lambda name: stored.DAMAGES[name][0], required=True, **state.tie_value("sens_by", "kl", allowed=names)
         )  # fmt: skip
-        spent = recipe.pruning.pattern == "unstructured"
-        along, shares = _along(profile, recipe, rows, damage) if spent else (None, None)
-        unit = _slider(along, shares) if along else ""
-    fig = charts.curves(rows, damage=damage, shares=shares, dark=frame.dark(), keep=(number, damage))
-    frame.chart(
-        fig, key="sensitivity", caption=f"{CURVES} Damage: {stored.DAMAGES[damage][2]}. Measured by run {number}.", data=stored.with_loss(rows)
-    )
+        spent = recipe.pruning.pattern in BY_LAYER
+        along, taken = _along(profile, recipe, rows, damage) if spent else (None, None)
+        unit = _slider(along, taken) if along else ""
+    fig = charts.curves(rows, damage=damage, shares=taken, units=units, dark=frame.dark(), keep=(number, damage))
+    read = UNITS_CURVES if units else CURVES
+    frame.chart(fig, key="sensitivity", caption=f"{read} Damage: {stored.DAMAGES[damage][2]}. Measured by run {number}.", data=stored.with_loss(rows))
     if along:
-        here = (along.position(shares, unit), along.damage(shares))
+        here = (along.position(taken, unit), along.damage(taken))
         best = _front(settings.database_url(), number, damage, unit, along.layers, tuple(along.prices[unit].tolist()), along)
         fig = charts.front(best, here, unit=UNITS[unit], damage=stored.DAMAGES[damage][0].lower(), dark=frame.dark(), keep=(number, damage, unit))
         frame.chart(fig, key="sensitivity_front", caption=FRONT, data=best)
@@ -91,11 +102,18 @@ def _along(profile: Profile, recipe: Recipe, rows: pd.DataFrame, damage: str) ->
         predicted = profiles.predict(profile, recipe)
     except LabError:  # the page says it where the choice is made
         return None, None
-    along = Along.of(rows, damage, predicted.layers, _times(profile, recipe, tuple(predicted.layers["layer"])))
-    return along, dict(zip(predicted.layers["layer"], predicted.layers["sparsity"].tolist()))
+    layers, choice = predicted.layers, recipe.pruning
+    times = _times(profile, recipe, tuple(layers["layer"]))
+    if choice.pattern != "structured":
+        return Along.of(rows, damage, layers, times), dict(zip(layers["layer"], layers["sparsity"].tolist()))
+    groups, attentions = profile.groups.itertuples(), profile.attentions.itertuples()
+    alone = parts(choice, groups, attentions, layers["layer"], profile.facts["structured_refusal"])
+    priced = rows.drop_duplicates("layer").set_index("layer").reindex(list(alone)).reset_index()
+    times = times and {part: sum(share * times[layer] for layer, share in of.items()) for part, of in alone.items()}
+    return Along.of(rows, damage, priced, times), shares(choice, alone)
 
 
-def _slider(along: Along, shares: dict[str, float]) -> str:
+def _slider(along: Along, taken: dict[str, float]) -> str:
     """Accuracy ⟷ speed; returns what is spent."""
     unit = "macs_g"
     if state.get("sens_spend", unit, allowed=UNITS) not in along.units:
@@ -103,7 +121,7 @@ def _slider(along: Along, shares: dict[str, float]) -> str:
     if len(along.units) > 1:
         tied = state.tie_value("sens_spend", "macs_g", allowed=UNITS)
         unit = st.segmented_control("Spend", along.units, format_func=lambda name: UNITS[name].capitalize(), required=True, **tied)
-    key, now = "sens_position", min(0.97, max(0.05, round(along.position(shares, unit), 2)))
+    key, now = "sens_position", min(0.97, max(0.05, round(along.position(taken, unit), 2)))
     if st.session_state.get(key) != now:
         st.session_state[key] = now
 
@@ -118,7 +136,7 @@ def _slider(along: Along, shares: dict[str, float]) -> str:
         hint = "Each layer loses what makes the sum of the damages least, at the share that goes now."
         st.button("Spend along the curves", key="sens_spent", icon=":material/trending_down:", help=hint, on_click=spend)
     else:
-        hint = "The shares set by hand or by the slider are forgotten; the budget decides, at the same sparsity."
+        hint = "The shares set by hand or by the slider are forgotten; the budget decides, at the same sparsity. Units then all lose the same share."
         st.button("Leave it to the budget", key="sens_forget", icon=":material/undo:", help=hint, on_click=lambda: state.change(layers=()))
     return unit
 

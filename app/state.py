@@ -46,8 +46,8 @@ def choice() -> Choice:
 
 def change(**values: object) -> None:
     """Replace fields of the choice, keep what depends on them consistent, and write the address bar."""
-    if values.get("model", choice().model) != choice().model:
-        values = {"layers": (), "edges": (), **values}  # they name layers of the other network
+    if any(values.get(name, getattr(choice(), name)) != getattr(choice(), name) for name in ("model", "pattern", "units")):
+        values = {"layers": (), "edges": (), **values}  # they name layers of the other network, or what the other pattern takes from
     st.session_state["choice"] = choices.consistent(replace(choice(), **values), pattern_first="pattern" in values and "score" not in values)
     _write()
 

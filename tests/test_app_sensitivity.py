@@ -10,13 +10,15 @@ from synthetic import button, charts, labels, open_page, said, unharmed
 
 from starfish_lab.jobs.kinds import KINDS
 from starfish_lab.progress import Reporter
-from starfish_lab.recipe import Recipe
+from starfish_lab.recipe import PruningChoice, Recipe
 from starfish_lab.report import Report
 from starfish_lab.sensitivity.plan import Sensitivity
 from starfish_lab.store import Store
 
 DEPTH, LEVELS = 6, (0.2, 0.5, 0.8, 0.95)
 ROLES = {"attn.qkv": ("attention", 110592), "attn.proj": ("attention", 36864), "mlp.fc1": ("mlp", 147456), "mlp.fc2": ("mlp", 147456)}
+
+UNITS = (("attn.qkv", "attention", 73728, 0.2), ("mlp.fc1", "mlp", 294912, 1.0))
 
 
 @pytest.fixture
@@ -110,10 +112,51 @@ def test_other_questions_have_other_curves(store):
     assert "Measured by run 1" in said(opened(sparsity=0.5, steps=7, budget="global"))
 
 
-def test_structured_patterns_and_nonsense_are_told(store):
+def units_measured(store: Store) -> int:
+    """Of the starter's groups: MLP units, and Q/K dimensions that cost less and hurt less."""
+    recipe = dataclasses.replace(synthetic.recipe(), pruning=PruningChoice(pattern="structured"))
+    found = Report()
+    found.add("sensitivity", [
+        dict(layer=f"blocks.{d}.{role}", block=f"blocks.{d}", depth=d, kind=kind, weights=weights, macs_g=weights / 1e8, level=level,
+             sparsity=level, cosine_distance=0.3 * level / (d + 1), kl=harm * level**3 / 4**d, agreement=0.9, images=64)
+        for level in LEVELS for d in range(DEPTH) for role, kind, weights, harm in UNITS
+    ])  # fmt: skip
+    run = store.submit(Sensitivity.of(recipe), "sensitivity")
+    store.finish(run, found)
+    return run
+
+
+def test_units_have_curves_and_shares_of_their_own(store):
+    assert "Measure layer by layer" in labels(opened(pattern="structured"))
+    units_measured(store)
+    app = opened(pattern="structured", sparsity=0.5)
+    assert unharmed(app) and "Measured by run 1" in said(app) and "A column is a group of units alone" in said(app)
+    slider = next(found for found in app.slider if found.label == "Accuracy ⟷ speed")
+    assert slider.value == pytest.approx(0.5)
+    slider.set_value(0.6).run()
+    shares = by_hand(app)
+    assert unharmed(app) and set(shares) == {f"blocks.{d}.{role}" for d in range(DEPTH) for role, *_ in UNITS}
+    assert shares["blocks.0.mlp.fc1"] < shares["blocks.3.mlp.fc1"], "where it hurts more, less goes"
+    weights = {f"blocks.{d}.{role}": weight for d in range(DEPTH) for role, _, weight, _ in UNITS}
+    assert sum(shares[name] * weight for name, weight in weights.items()) / sum(weights.values()) == pytest.approx(0.6, abs=0.01)
+    button(app, "Prune & heal").click().run()
+    run = store.run(2)
+    assert run.recipe.pruning.pattern == "structured" and len(run.recipe.pruning.layers) == 12
+    fresh = opened(**{name: value for name, value in app.query_params.items() if name in ("pattern", "layers", "sparsity")})
+    assert unharmed(fresh) and by_hand(fresh) == shares
+
+
+def test_shares_go_with_the_pattern_that_has_them(store):
+    app = opened(pattern="structured", layers="*.fc1~0.75")
+    assert unharmed(app) and "sparsity of `*.fc1`" in said(app)
+    next(found for found in app.button_group if found.label == "Pattern").set_value("unstructured").run()
+    assert unharmed(app) and not by_hand(app)
+
+
+def test_what_the_start_left_and_nonsense_are_told(store):
     measured(store)
-    app = opened(pattern="structured")
-    assert unharmed(app) and "choose it to see which of them" in said(app)
+    app = opened(pattern="kept", start="magnitude")
+    assert unharmed(app) and "choose one to see who can bear" in said(app)
     app = opened(sens_on="?", sens_by="gold", sens_spend="x", sens="many")
     assert unharmed(app) and "sens_on = '?'" in said(app)
 

@@ -12,16 +12,24 @@ from starfish_lab.sensitivity import stored
 DECADES = 4  # below the largest damage that still have colour
 
 
-def curves(rows: pd.DataFrame, *, damage: str, shares: dict[str, float] | None = None, dark: bool = False, keep: object = True) -> go.Figure:
+def curves(
+    rows: pd.DataFrame, *, damage: str, shares: dict[str, float] | None = None, units: bool = False, dark: bool = False, keep: object = True
+) -> go.Figure:
     """A column a layer over depth, a row a level: the deeper the colour, the more this layer alone hurts at this sparsity.
 
     `rows` is a table `sensitivity`; `damage` names one of `stored.DAMAGES`; `shares` {layer: share that the present choice takes} are
-    drawn as marks. Colours are logarithmic over DECADES decades; below them is none.
+    drawn as marks; `units` says that layers stand for groups of units. Colours are logarithmic over DECADES decades; below them is none.
     """
     name, column, unit = stored.DAMAGES[damage]
     table = stored.with_loss(rows)
     layers = table.drop_duplicates("layer")
-    fig = theme.figure(_title(table, column), dark=dark, height=380, y="Sparsity of this layer alone (%)", keep=(keep, len(layers)))
+    fig = theme.figure(
+        _title(table, column),
+        dark=dark,
+        height=380,
+        y="Share of these units alone (%)" if units else "Sparsity of this layer alone (%)",
+        keep=(keep, len(layers)),
+    )
     places = theme.layer_axis(fig, layers, dark=dark)
     levels = sorted(table["level"].unique())
     wide = table.pivot(index="level", columns="layer", values=column).reindex(index=levels, columns=list(places))

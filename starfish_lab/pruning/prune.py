@@ -67,7 +67,9 @@ def edge_table(network: Network, layers: list[str], device: str) -> pd.DataFrame
 
 
 def _counts(network: Network, scores: dict[str, Tensor], choice: PruningChoice, device: str) -> dict[str, int]:
-    """How many weights go from each layer: set by hand, or what the budget takes."""
+    """How many weights go from each layer: set by hand, or what the budget takes; {} where the pattern counts units."""
+    if choice.pattern == "structured":
+        return {}
     signals = edge_table(network, list(scores), device) if BUDGETS.module(choice.budget).NEEDS_EDGES else None
     sizes = {layer: score.numel() for layer, score in scores.items()}
     return by_hand.counts(choice, {layer: score.numpy() for layer, score in scores.items()}, sizes, signals)

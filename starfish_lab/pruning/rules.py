@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -18,6 +18,7 @@ DRIVER_OPTIONS = {"sequential": False, "rows": 4096}
 # What every permutation takes besides its own options: what makes a weight important, and whether inputs are also reordered where
 # that costs a gather when the network runs.
 REORDERING_OPTIONS = {"importance": "activation", "gather": True}
+BY_LAYER = ("unstructured", "structured")  # patterns under which a layer, or a group of units, can lose a share of its own
 NO_ZEROS = "The network that pruning starts from has no zeros in its prunable layers, so nothing is removed."
 _GIVEN = {"activations", "gradients", "generator", "segments", "taps"}  # what the run hands over, no option of a recipe
 
@@ -30,10 +31,10 @@ def check(choice: PruningChoice) -> None:
             f"The order of a layer's inputs matters to the pattern 'n_m' alone, so the permutation '{choice.permutation}' has nothing to decide "
             f"under '{choice.pattern}'. Choose pruning.permutation 'none', or pruning.pattern 'n_m'."
         )
-    if choice.layers and choice.pattern != "unstructured":
+    if choice.layers and choice.pattern not in BY_LAYER:
         raise RecipeError(
             f"pruning.layers sets the sparsity of single layers, but the pattern '{choice.pattern}' takes a share of its own from each. "
-            "Leave pruning.layers empty, or choose pruning.pattern 'unstructured'."
+            f"Leave pruning.layers empty, or choose pruning.pattern {' or '.join(map(repr, BY_LAYER))}."
         )
     if choice.pattern == "kept":
         return
@@ -198,26 +199,34 @@ def units_removed(units: int, sparsity: float, least: int = 1) -> int:
     return min(round(sparsity * units), units - max(1, min(least, units // 8)))
 
 
-def units_going(choice: PruningChoice, kind: str, units: int) -> int:
-    """Units that the pattern 'structured' takes from a layer ('mlp') or dimensions from a head ('qk'): some scores keep a number of them."""
-    return units_removed(units, choice.sparsity, SCORES.constant(choice.score, "LEAST", {}).get(kind, 1))
+def units_going(choice: PruningChoice, kind: str, units: int, share: float | None = None) -> int:
+    """Units that the pattern 'structured' takes from a layer ('mlp') or dimensions from a head ('qk'): some scores keep a number of them.
+
+    `share` is that of this group; None: the recipe's sparsity.
+    """
+    return units_removed(units, choice.sparsity if share is None else share, SCORES.constant(choice.score, "LEAST", {}).get(kind, 1))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which unit groups and attention layers lose units, which prunable layers stay dense for what reason, and remarks."""
+    """Which unit groups and attention layers lose units, which prunable layers stay dense for what reason, and remarks.
+
+    shares : what groups (by their producer) and attentions (by their qkv layer) lose that have a share of their own
+    """
 
     groups: list
     attentions: list
     left_dense: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 def plan_structured(choice: PruningChoice, groups: Iterable, attentions: Iterable, layers: Iterable[str], refusal: str) -> Plan:
-    """What a structured pattern can remove. A unit goes from all its layers or stays in all of them.
+    """What a structured pattern removes. A unit goes from all its layers or stays in all of them.
 
     `groups` have attributes producer and consumer, `attentions` have qkv (dataclasses or rows); `layers` are the prunable
-    layers; `refusal` says why the network has no removable units, ''  where it has. Raises RecipeError where nothing is left.
+    layers; `refusal` says why the network has no removable units, ''  where it has. The recipe's `layers` name a group by its
+    producer and an attention by its qkv layer; others lose the recipe's sparsity. Raises RecipeError where nothing is left.
     """
     if refusal:
         raise RecipeError(f"No units can be removed here: {refusal}. Choose an unstructured or n:m pattern.")
@@ -236,7 +245,8 @@ def plan_structured(choice: PruningChoice, groups: Iterable, attentions: Iterabl
     if not plan.groups and not plan.attentions:
         reason = " ".join(plan.notes) or "The layers that hold them are excluded."
         raise RecipeError(f"There are no units to remove. {reason} Choose other pruning.units, exclude less, or take an unstructured or n:m pattern.")
-    return plan
+    names = [*(group.producer for group in plan.groups), *(attention.qkv for attention in plan.attentions)]
+    return replace(plan, shares=by_layer("pruning.layers", choice.layers, names))
 
 
 @dataclass(frozen=True)
@@ -261,12 +271,12 @@ def structured_sizes(choice: PruningChoice, groups: Iterable, attentions: Iterab
     outputs, inputs = {row.layer: row.rows for row in layers}, {row.layer: row.in_features for row in layers}
     beside, dims = 0, {}
     for group in plan.groups:
-        gone = units_going(choice, "mlp", group.units)
+        gone = units_going(choice, "mlp", group.units, plan.shares.get(group.producer))
         outputs[group.producer] -= gone
         inputs[group.consumer] -= gone
         beside += gone * group.beside
     for attention in plan.attentions:
-        gone = units_going(choice, "qk", attention.head_dim)
+        gone = units_going(choice, "qk", attention.head_dim, plan.shares.get(attention.qkv))
         outputs[attention.qkv] -= 2 * attention.heads * gone
         beside += attention.heads * gone * attention.beside
         dims[attention.name] = gone

@@ -18,15 +18,15 @@ from starfish_lab.recipe import PruningChoice, Recipe, RecipePlan
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)
 ON = ("drift", "evaluation")
-PATTERNS = ("unstructured", "n_m")  # structured patterns take their units from several layers at once
+PATTERNS = ("unstructured", "n_m", "structured")  # 'kept' has one level
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity(RecipePlan):
-    """Every prunable layer alone, at every level. Frozen; validated when made.
+    """Every prunable layer alone, or every group of units, at every level. Frozen; validated when made.
 
     recipe : model, images, the score or solver, pattern, layers in and out, device and name; nothing else of it counts (see `of`)
-    levels : sparsities; of the pattern n:m, whose groups have levels of their own, they play no part
+    levels : sparsities, under 'structured' shares of the units; of the pattern n:m, whose groups have levels of their own, they play no part
     on : which images show the damage: 'drift' (no labels are used) or 'evaluation' (labelled images then show accuracy too)
     images : so many of the evaluation images at most, the first of them
     """
@@ -46,15 +46,15 @@ class Sensitivity(RecipePlan):
         checks.whole("images", self.images)
         if (pattern := self.recipe.pruning.pattern) not in PATTERNS:
             raise RecipeError(
-                f"Sensitivity is measured layer by layer, which the pattern '{pattern}' does not allow: it looks at several layers at once. "
-                f"Choose one of: {', '.join(PATTERNS)}."
+                f"Sensitivity is measured at several sparsities, and the pattern '{pattern}' has one alone. Choose one of: {', '.join(PATTERNS)}."
             )
 
     @classmethod
     def of(cls, recipe: Recipe, **changes: object) -> Self:
         """The plan for a recipe, with nothing in it that cannot change the curves, so that equal questions have equal fingerprints."""
         given, usual = recipe.pruning, PruningChoice()
-        kept = ("score", "score_options", "pattern", "include", "exclude", "seed") + (("group", "indivisible") if given.pattern == "n_m" else ())
+        kept = ("score", "score_options", "pattern", "include", "exclude", "seed")
+        kept += {"n_m": ("group", "indivisible"), "structured": ("units",)}.get(given.pattern, ())
         pruning = replace(usual, **{name: getattr(given, name) for name in kept}, keep=1 if given.pattern == "n_m" else usual.keep)
         images = recipe.images if changes.get("on") == "evaluation" else replace(recipe.images, training=0)  # training takes no drift image
         return cls(recipe=Recipe(name=recipe.name, model=recipe.model, images=images, pruning=pruning, device=recipe.device), **changes)

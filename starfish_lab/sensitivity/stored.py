@@ -51,7 +51,16 @@ def curves(rows: pd.DataFrame, damage: str) -> tuple[list[float], dict[str, list
 
 
 def budget(choice: PruningChoice, rows: pd.DataFrame, *, damage: str = "kl", costs: dict[str, float] | None = None) -> PruningChoice:
-    """The choice with its budget along these curves, which stand in its options as plain numbers: the recipe needs no store."""
+    """The choice with its budget along these curves, which stand in its options as plain numbers: the recipe needs no store.
+
+    Units have no budget: under 'structured' every group gets its share of the units, so many that the recipe's sparsity goes of all
+    multiply-adds that can go.
+    """
+    if choice.pattern == "structured":
+        from starfish_lab.sensitivity.spending import Along
+
+        along = Along.of(rows, damage, rows.drop_duplicates("layer"))
+        return replace(choice, layers=along.spent(choice.sparsity))
     levels, found = curves(rows, damage)
     options = {"levels": levels, "curves": found} | ({"costs": costs} if costs else {})
     return replace(choice, pattern="unstructured", budget="sensitivity", options=options)

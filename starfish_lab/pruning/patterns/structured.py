@@ -1,6 +1,7 @@
 """Structured: whole hidden units of MLPs (or inner channels of residual blocks) and Q/K dimensions of heads go.
 
-In every group round(s · n) of n units, one at least stays (more where the score says so):
+In every group round(s · n) of n units, one at least stays (more where the score says so); s is the recipe's sparsity, or a share of
+the group's own (`choice.layers`):
 
     MLP unit or inner channel j      row j of the producer and input j of the consumer      ‖S_producer[j, :]‖₂ · ‖S_consumer[:, j]‖₂
     dimension d of a head            row d of its Q and row d of its K, V stays whole       ‖S_Q[d, :]‖₂ · ‖S_K[d, :]‖₂
@@ -24,7 +25,7 @@ from starfish_lab.recipe import PruningChoice
 def masks(
     network: Network, scores: dict[str, Tensor], choice: PruningChoice, counts: dict[str, int], units: dict[str, Tensor] | None = None
 ) -> MaskResult:
-    """`choice.sparsity` is the fraction of units; `counts` plays no part. Raises RecipeError where no units can go.
+    """`counts` plays no part. Raises RecipeError where no units can go.
 
     `units` are importances of whole units, in place of the products of norms: {producer: (units,), qkv layer: (heads, head_dim)}.
     """
@@ -32,12 +33,13 @@ def masks(
     found = {layer: torch.ones(score.shape, dtype=torch.bool) for layer, score in scores.items()}
     for group in plan.groups:
         importance = units[group.producer] if units else _unit_products(scores, group)
-        gone = _lowest(importance, rules.units_going(choice, "mlp", len(importance)))
+        gone = _lowest(importance, rules.units_going(choice, "mlp", len(importance), plan.shares.get(group.producer)))
         found[group.producer][gone] = False
         found[group.consumer][:, gone] = False
     for attention in plan.attentions:
         importance = units[attention.qkv] if units else _dimension_products(scores, attention)
-        found[attention.qkv][_lowest_dimensions(importance, attention, rules.units_going(choice, "qk", attention.head_dim))] = False
+        gone = rules.units_going(choice, "qk", attention.head_dim, plan.shares.get(attention.qkv))
+        found[attention.qkv][_lowest_dimensions(importance, attention, gone)] = False
     return MaskResult(found, plan.left_dense, plan.notes)
 
 
