@@ -1,10 +1,11 @@
 """Budgets along sensitivity curves against uniform and global ones, pruned and not healed; and Trade-offs with 10,000 runs.
 
-    python tests/bars.py sensitivity [sparsities=.8,.9,.95] [images=1000] [network=starter|vit] [device=auto]
+    python tests/bars.py sensitivity [sparsities=.8,.9,.95] [images=1000] [network=starter|vit] [pattern=structured] [score=corp] [device=auto]
     python tests/bars.py trade_offs [runs=10000]
 
 `budgets` measures the curves on the drift images without labels (once: they stay in the lab's home), then prunes the starter, and where the
-kit is there its ViT-Tiny, by every budget at equal sparsity. Accuracy is that on the evaluation images, with its 95 % Wilson interval.
+kit is there its ViT-Tiny, by every budget at equal sparsity; whole units at an equal share, and along the curves so that as many
+multiply-adds go. Accuracy is that on the evaluation images, with its 95 % Wilson interval.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import bar_masks
 from starfish_lab import settings
 from starfish_lab.data import Splits, open_images
 from starfish_lab.measure import accuracy, hardware
+from starfish_lab.measure.macs import effective_macs
 from starfish_lab.models.loading import load
 from starfish_lab.models.network import Network
 from starfish_lab.pruning.prune import make_masks, pruned
@@ -32,24 +34,31 @@ from starfish_lab.sensitivity.plan import Sensitivity
 from starfish_lab.sensitivity.run import run
 
 
-def budgets(*, sparsities: str = ".8,.9,.95", images: str = "1000", network: str = "", device: str = "auto") -> None:
+def budgets(
+    *, sparsities: str = ".8,.9,.95", images: str = "1000", network: str = "", pattern: str = "unstructured", score: str = "magnitude",
+    device: str = "auto",
+) -> None:  # fmt: skip
     device = hardware.choose_device(device)
     for dense, splits, recipe in _networks(int(images), network):
-        started = time.perf_counter()
+        started, calibration = time.perf_counter(), splits.calibration.tensor()
+        recipe = replace(recipe, pruning=PruningChoice(pattern=pattern, score=score))
         report = run(Sensitivity.of(recipe), dense=dense, splits=splits, folder=settings.home() / "sensitivity", device=device)
         rows = report.frame("sensitivity")
         print(f"{dense.name}: {len(rows)} cells in {time.perf_counter() - started:.0f} s on {device}")
         answers = accuracy.accuracy_row(accuracy.predict(dense, splits.evaluation, device=device))
         print(f"{'dense':24} {answers['top1']:.1%} ({answers['low']:.1%} to {answers['high']:.1%}, n = {answers['images']})")
         for sparsity in map(float, sparsities.split(",")):
-            base = PruningChoice(sparsity=sparsity)
-            choices = {name: PruningChoice(sparsity=sparsity, budget=name) for name in ("uniform", "global", "mp_edge", "sensitivity")}
+            base = replace(recipe.pruning, sparsity=sparsity)
+            budgets = ("uniform", "global", "mp_edge", "sensitivity") if pattern == "unstructured" else ("uniform",)
+            choices = {name: replace(base, budget=name) for name in budgets}
             choices |= {f"sensitivity, {damage}": stored.budget(base, rows, damage=damage) for damage in stored.damages(rows)}
             for name, choice in choices.items():
-                student = pruned(dense, make_masks(dense, choice, device=device).masks)
+                masks = make_masks(dense, choice, calibration=calibration, device=device).masks
+                student = pruned(dense, masks)
                 found = accuracy.accuracy_row(accuracy.predict(student, splits.evaluation, device=device))
                 told = "no curves: squared scores" if name == "sensitivity" else name
-                print(f"{sparsity:.0%} {told:28} {found['top1']:.1%} ({found['low']:.1%} to {found['high']:.1%})", flush=True)
+                left = effective_macs(dense, masks) / 1e9
+                print(f"{sparsity:.0%} {told:28} {found['top1']:.1%} ({found['low']:.1%} to {found['high']:.1%}), {left:.4f} GMACs", flush=True)
 
 
 def _networks(images: int, network: str) -> Iterator[tuple[Network, Splits, Recipe]]:
