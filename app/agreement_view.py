@@ -119,7 +119,8 @@ def _terms(recipe: dict[str, dict]) -> dict[str, str]:
     drawn_apart = images["calibration_path"] or images["calibration_csv"]  # else how many calibrate decides which remain to evaluate
     counts = ("calibration", "drift", "training", *(("seed",) if images["order"] == "first" else ()))
     same = [model, {name: value for name, value in images.items() if not (drawn_apart and name in counts)}]
-    takes = {name: pruning[name] for name in ("pattern", "sparsity", "keep", "group", "units", "budget", "options", "include", "exclude")}
+    kinds = ("pattern", "sparsity", "keep", "group", "units", "multiple", "layers", "budget", "options", "include", "exclude")
+    takes = {name: pruning[name] for name in kinds}
     group = [same, images, takes, recipe["tokens"], {name: start[name] for name in ("method", "path", "sparsity")}]
     what = f"{pruning['keep']}:{pruning['group']}" if pruning["pattern"] == "n_m" else f"{100 * pruning['sparsity']:g} % {pruning['pattern']}"
     place = (images["csv"] or images["path"] or images["source"]).rstrip("/").rpartition("/")[2]

@@ -45,6 +45,7 @@ class Choice:
     keep: int = 2
     group: int = 4
     units: tuple[str, ...] = ("mlp", "qk")
+    multiple: int = 1
     permutation: str = "none"
     signal: str = "auto"  # of the budget by MP edge; auto: the regime's
     beta: str = "auto"
@@ -89,7 +90,7 @@ ALLOWED = {
 RANGES = {
     "calibration": (1, 1_000_000), "drift": (4, 1_000_000), "evaluation": (0, 10_000_000), "training": (-1, 10_000_000),
     "start_sparsity": (0.05, 0.95), "merge": (0, 1024), "sparsity": (0.01, 0.99), "keep": (1, 63), "group": (2, 64), "steps": (0, 1_000_000),
-    "alpha": (0.0, 1000.0), "damping": (1e-6, 100.0),
+    "multiple": (1, 256), "alpha": (0.0, 1000.0), "damping": (1e-6, 100.0),
 }  # fmt: skip
 _BY_HAND = r"[\w.*?\[\]!\-]{1,200}~"  # a layer's name or glob; what stands in a link as it is
 _LAYER, _EDGE = _BY_HAND + r"0(\.\d{1,17})?", _BY_HAND + r"\d{1,6}(\.\d{1,17})?"
@@ -125,6 +126,7 @@ def recipe(c: Choice) -> Recipe:
         tokens=TokensChoice(r=(c.merge,) if c.merge else ()),
         pruning=PruningChoice(
             score=c.score, budget=c.budget, pattern=c.pattern, sparsity=c.sparsity, keep=c.keep, group=c.group, units=c.units,
+            multiple=c.multiple,
             layers=by_name(c.layers), permutation=c.permutation, options=options, score_options=_chosen(c, solver_options(c)),
             permutation_options=_chosen(c, order_options(c)),
         ),
@@ -179,6 +181,7 @@ def values(known: Recipe) -> dict[str, object]:
         calibration=i.calibration, drift=i.drift, evaluation=i.evaluation or 0, training=-1 if i.training is None else i.training,
         start=begun.method, start_path=begun.path or "", start_sparsity=begun.sparsity, merge=results.merged_tokens(known.tokens),
         score=p.score, budget=p.budget, pattern=p.pattern, sparsity=p.sparsity, keep=p.keep, group=p.group, units=p.units,
+        multiple=p.multiple,
         permutation=p.permutation, signal=signal or "auto", beta="auto" if beta is None else f"{beta:g}",
         layers=as_words(p.layers), edges=as_words(_edges(p.options)),
         healing=h.method, repair=h.repair, steps=h.steps or 0, device=known.device,
@@ -222,6 +225,8 @@ def consistent(c: Choice, *, pattern_first: bool = False) -> Choice:
         c = replace(c, score=DEFAULTS.score) if pattern_first else replace(c, pattern=suits(c.score)[0])
     if c.pattern != "unstructured":  # the other patterns take the same share from every layer, unless it is given
         c = replace(c, budget=DEFAULTS.budget)
+    if c.pattern != "structured":
+        c = replace(c, multiple=DEFAULTS.multiple)
     if c.pattern not in rules.BY_LAYER:
         c = replace(c, layers=())
     if c.budget != "mp_edge":

@@ -73,7 +73,7 @@ def _merged_start(base: Recipe, chosen: Recipe) -> StartChoice:
 def _merged_pruning(base: PruningChoice, chosen: PruningChoice) -> PruningChoice:
     return replace(
         base, score=chosen.score, budget=chosen.budget, pattern=chosen.pattern, sparsity=chosen.sparsity,
-        keep=chosen.keep, group=chosen.group, units=chosen.units, layers=chosen.layers,
+        keep=chosen.keep, group=chosen.group, units=chosen.units, multiple=chosen.multiple, layers=chosen.layers,
         permutation=chosen.permutation,
         options=_over(base.options if base.budget == chosen.budget else {}, chosen.options, PAGE_OPTIONS, {}),
         score_options=_over(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 
-from starfish_lab.checks import at_least, is_number, one_of
+from starfish_lab.checks import at_least, is_number, one_of, whole
 from starfish_lab.errors import RecipeError
 from starfish_lab.healing.choice import AUGMENTATIONS, OPTIMISERS, PRECISIONS, SCHEDULES, TRAINS, HealingChoice
 from starfish_lab.jobs import accelerators
@@ -178,6 +178,7 @@ class PruningChoice:
     keep: int = 2
     group: int = 4
     units: tuple[str, ...] = ("mlp", "qk")
+    multiple: int = 1  # structured: as many units stay of each group, dimensions of each head, as are a multiple of it
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     layers: dict[str, float] = field(default_factory=dict)
@@ -210,6 +211,7 @@ class PruningChoice:
             )
         for unit in self.units:
             one_of("pruning.units", unit, ("mlp", "qk"))
+        whole("pruning.multiple", self.multiple)
         if self.pattern == "structured" and not self.units:
             raise RecipeError("pruning.units is empty: a structured pattern removes 'mlp' units, 'qk' dimensions or both.")
 

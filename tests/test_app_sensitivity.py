@@ -153,6 +153,17 @@ def test_shares_go_with_the_pattern_that_has_them(store):
     assert unharmed(app) and not by_hand(app)
 
 
+def test_sizes_in_steps_are_chosen_beside_the_units(store):
+    app = opened(pattern="structured", sparsity=0.3)
+    steps = next(found for found in app.selectbox if found.label == "Sizes in steps of")
+    assert steps.value == 1 and "sizes that are no multiple of 16" in said(app)
+    steps.set_value(16).run()
+    assert unharmed(app) and app.query_params["multiple"] == ["16"] or app.query_params["multiple"] == "16"
+    assert "sizes that are no multiple of 16" not in said(app)
+    button(app, "Prune & heal").click().run()
+    assert store.run(1).recipe.pruning.multiple == 16
+
+
 def test_what_the_start_left_and_nonsense_are_told(store):
     measured(store)
     app = opened(pattern="kept", start="magnitude")

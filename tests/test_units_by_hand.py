@@ -9,7 +9,7 @@ from starfish_lab.errors import RecipeError
 from starfish_lab.execution.slicing import slice_network
 from starfish_lab.measure.macs import total_macs
 from starfish_lab.pruning.prune import make_masks, pruned
-from starfish_lab.recipe import PruningChoice
+from starfish_lab.recipe import PruningChoice, Recipe
 from starfish_lab.whatif import predict
 
 SHARES = {
@@ -62,3 +62,28 @@ def test_a_name_that_no_group_has_is_refused_alike(profiled, layers, units, says
 def test_groups_of_n_have_no_shares_of_their_own(tiny_vit):
     with pytest.raises(RecipeError, match="the pattern 'n_m' takes a share of its own from each.*'unstructured' or 'structured'"):
         make_masks(tiny_vit, PruningChoice(pattern="n_m", layers={"blocks.0.mlp.fc1": 0.5}))
+
+
+@pytest.mark.parametrize("name", ["tiny_vit", "tiny_resnet"])
+@pytest.mark.parametrize("multiple", [4, 24])
+def test_what_stays_comes_in_multiples_everywhere(profiled, name, multiple):
+    network, profile = profiled(name)
+    choice = PruningChoice(pattern="structured", sparsity=0.37, multiple=multiple)
+    masks = make_masks(network, choice).masks
+    answer = predict(profile, choice)
+    assert {row.layer: row.removed for row in answer.layers.itertuples()} == {layer: int((~mask).sum()) for layer, mask in masks.items()}
+    for group in network.unit_groups:
+        stay = masks[group.producer].flatten(1).any(1)
+        assert int(stay.sum()) % multiple == 0 or len(stay) < multiple, group.producer
+    for attention in network.attentions:
+        stay = masks[attention.qkv].any(1)[: attention.heads * attention.head_dim].view(attention.heads, -1).sum(1)
+        assert all(int(number) % multiple == 0 for number in stay) or attention.head_dim < multiple
+    assert total_macs(slice_network(pruned(network, masks), masks)) / 1e9 == pytest.approx(answer.totals["macs_g_effective"], rel=1e-5)
+
+
+def test_a_multiple_is_a_whole_number_and_no_multiple_changes_nothing(tiny_vit):
+    with pytest.raises(RecipeError, match="pruning.multiple is 0: give a whole number of at least 1"):
+        make_masks(tiny_vit, PruningChoice(pattern="structured", multiple=0))
+    assert Recipe(pruning=PruningChoice(multiple=1)).fingerprint() == Recipe().fingerprint()
+    whole = make_masks(tiny_vit, PruningChoice(pattern="structured", sparsity=0.5, multiple=16, layers={"*": 0.0})).masks
+    assert all(mask.all() for mask in whole.values()), "a group that loses nothing keeps all"

@@ -36,7 +36,8 @@ def by_rule(dense: list[Piece], fast: list[Piece], execution: Execution, batch: 
         yield f"{len(sparse)} of {sum(piece.kind in MATRIX_KINDS for piece in fast)} layers run through 2:4 kernels, which at most halve their time"
     odd = list(_odd(dense, fast))
     if odd:
-        yield f"{len(odd)} layers are left with sizes that are no multiple of {MULTIPLE}, which hardware takes in worse bites ({odd[0]})"
+        where = f"which hardware takes in worse bites ({odd[0]}): pruning.multiple keeps them in steps"
+        yield f"{len(odd)} layers are left with sizes that are no multiple of {MULTIPLE}, {where}"
     if execution.compile:
         yield COMPILED
     if execution.channels_last:

@@ -194,9 +194,20 @@ def refuse_misfits(misfits: Mapping[str, str], layers: int, choice: PruningChoic
         raise RecipeError(f"The pattern {pattern} fits no prunable layer: {named}. Choose a group that divides the layers' inputs.")
 
 
-def units_removed(units: int, sparsity: float, least: int = 1) -> int:
-    """Units that go from a group of `units`: the nearest whole number, but `least` stay, or an eighth of a group too small for that."""
-    return min(round(sparsity * units), units - max(1, min(least, units // 8)))
+def units_removed(units: int, sparsity: float, least: int = 1, multiple: int = 1) -> int:
+    """Units that go from a group of `units`: the nearest whole number, but `least` stay, or an eighth of a group too small for that.
+
+    Of a group that loses any, and is no smaller than `multiple`, the nearest multiple of it stays that is not fewer than these.
+
+    >>> units_removed(768, 0.3), units_removed(768, 0.3, multiple=16), units_removed(768, 0.999, multiple=16), units_removed(8, 0.5, multiple=16)
+    (230, 224, 752, 4)
+    """
+    fewest = max(1, min(least, units // 8))
+    gone = min(round(sparsity * units), units - fewest)
+    if multiple == 1 or gone == 0 or units < multiple:
+        return gone
+    steps = max(-(-fewest // multiple), (2 * (units - gone) + multiple) // (2 * multiple))
+    return units - min(units, steps * multiple)
 
 
 def units_going(choice: PruningChoice, kind: str, units: int, share: float | None = None) -> int:
@@ -204,7 +215,8 @@ def units_going(choice: PruningChoice, kind: str, units: int, share: float | Non
 
     `share` is that of this group; None: the recipe's sparsity.
     """
-    return units_removed(units, choice.sparsity if share is None else share, SCORES.constant(choice.score, "LEAST", {}).get(kind, 1))
+    least = SCORES.constant(choice.score, "LEAST", {}).get(kind, 1)
+    return units_removed(units, choice.sparsity if share is None else share, least, choice.multiple)
 
 
 @dataclass(frozen=True)

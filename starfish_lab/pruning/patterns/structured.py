@@ -1,7 +1,7 @@
 """Structured: whole hidden units of MLPs (or inner channels of residual blocks) and Q/K dimensions of heads go.
 
 In every group round(s · n) of n units, one at least stays (more where the score says so); s is the recipe's sparsity, or a share of
-the group's own (`choice.layers`):
+the group's own (`choice.layers`). With `choice.multiple` as many stay as are a multiple of it, which matrix units like:
 
     MLP unit or inner channel j      row j of the producer and input j of the consumer      ‖S_producer[j, :]‖₂ · ‖S_consumer[:, j]‖₂
     dimension d of a head            row d of its Q and row d of its K, V stays whole       ‖S_Q[d, :]‖₂ · ‖S_K[d, :]‖₂
