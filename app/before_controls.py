@@ -35,6 +35,11 @@ SOLVER_HELP = {
     "damping": "Share of the mean diagonal that is added to the inputs' second moments before they are inverted.",
 }
 PRIOR_NAMES = {"mean_cost": "Mean cost", "mean_energy": "Mean energy"}
+MULTIPLES = (1, 8, 16, 32, 64)
+MULTIPLE_HELP = (
+    "Of each group, and of each head's dimensions, as many stay as are a multiple of this: matrix units of GPUs take 8 or 16 at a time, and sizes "
+    "between them are no faster than the next one up. 1: any number. Groups smaller than this keep any number."
+)
 
 
 def popover(profile: Profile) -> None:
@@ -43,7 +48,7 @@ def popover(profile: Profile) -> None:
     with st.container(width="content", gap="xxsmall"):
         st.markdown(":small[Further choices]")
         told = settings(chosen)
-        hint = f"Set here: {', '.join(told)}." if told else "Where pruning starts, token merging, order of inputs, the solver's options."
+        hint = f"Set here: {', '.join(told)}." if told else "Where pruning starts, token merging, order of inputs, sizes, the solver's options."
         opened = st.popover(_label(told), icon=":material/more_horiz:", help=hint)
     with opened:
         _start(chosen)
@@ -52,6 +57,9 @@ def popover(profile: Profile) -> None:
         _solver(chosen)
         if chosen.budget == "mp_edge":
             _edge_signal()
+        if chosen.pattern == "structured":
+            known = sorted({*MULTIPLES, chosen.multiple})
+            st.selectbox("Sizes in steps of", known, help=MULTIPLE_HELP, **state.tie("multiple"))
 
 
 def settings(chosen: state.Choice) -> list[str]:
@@ -72,6 +80,7 @@ def settings(chosen: state.Choice) -> list[str]:
         "" if chosen.permutation == "none" else f"{results.name(chosen.permutation)} order",
         *(words[name] for name in (*order, *solver) if getattr(chosen, name) != getattr(usual, name)),
         "" if chosen.signal == "auto" else SIGNAL_NAMES[chosen.signal],
+        "" if chosen.multiple == 1 else f"steps of {chosen.multiple}",
     ]
     return [word for word in said if word]
 

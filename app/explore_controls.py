@@ -14,16 +14,11 @@ from starfish_lab.whatif import Profile
 PATTERNS = {"unstructured": "Unstructured", "n_m": "N:M", "structured": "Structured", "kept": "As started"}
 BUDGET_NAMES = {"uniform": "Uniform", "global": "Global", "mp_edge": "By MP edge", "sensitivity": "By sensitivity"}
 UNITS = {"mlp": "MLP units", "qk": "Q/K dimensions"}
-MULTIPLES = (1, 8, 16, 32, 64)
 STRENGTHS = ("auto", *(f"{step / 4:g}" for step in range(17)))  # β, from 0 to 4
 SLIDER = 205  # pixels: two of them fit beside each other in a narrow window
 PATTERN_HELP = (
     "Unstructured: any weight may go. N:M: N of every M weights in a row stay. Structured: whole units go. "
     "As started: what the start lacks, and no more (choose a start or merging under More)."
-)
-MULTIPLE_HELP = (
-    "Of each group, and of each head's dimensions, as many stay as are a multiple of this: matrix units of GPUs take 8 or 16 at a time, and sizes "
-    "between them are no faster than the next one up. 1: any number. Groups smaller than this keep any number."
 )
 SPARSITY_HELP = "Share of the prunable weights (structured: of the units) that goes. Arrow keys move it by one percent."
 BUDGET_HELP = (
@@ -72,8 +67,6 @@ def _amount(chosen: state.Choice) -> None:
     st.slider("Sparsity", 0.05, 0.99, step=0.01, format="percent", width=SLIDER, help=SPARSITY_HELP, **state.tie("sparsity"))
     if chosen.pattern == "structured":
         st.pills("Units", list(UNITS), selection_mode="multi", format_func=UNITS.get, **state.tie("units"))
-        known = sorted({*MULTIPLES, chosen.multiple})
-        st.selectbox("Sizes in steps of", known, width=150, help=MULTIPLE_HELP, **state.tie("multiple"))
     if chosen.budget == "mp_edge":
         idle = edge_view.idle()
         why = f"{STRENGTH_HELP} At this sparsity edges move nothing: choose a lower one." if idle else STRENGTH_HELP
