@@ -14,7 +14,7 @@ from starfish_lab.store import Run
 CAPTIONS = {
     "step": "Bars are the network at the chosen step, lines the pruned and the healed one, all on images that neither heal nor evaluate. "
     "The axis stays as it is for every step. Little drift is no promise of accuracy.",
-    "steps": "Each row is a step that was looked at, from the pruned network upwards, the chosen one outlined; the paper's colour is no drift. "
+    "steps": "Each row is a step that was looked at, from the pruned network upwards, the chosen one outlined; the background's colour is no drift. "
     "Steps lie further apart the later they are.",
     "accuracy": "A mark is the share of the first evaluation images answered right, its line the 95 % Wilson interval, the ring the chosen step. "
     "Neighbouring steps are not equally far apart.",

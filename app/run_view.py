@@ -35,7 +35,7 @@ STAGES = {
 COLOURS = {"queued": "gray", "paused": "orange", "running": "blue", "done": "green", "failed": "red", "cancelled": "orange"}
 CAPTIONS = {
     "loss": "Lower is closer to the dense network on the calibration images. It does not say how unseen images are answered.",
-    "blocks": "Each row of colour is a healing step, the paper's colour is no drift. It shows calibration images, not the ones that evaluate.",
+    "blocks": "Each row of colour is a healing step, the background's colour is no drift. It shows calibration images, not the ones that evaluate.",
     "accuracy": "A mark is the share of evaluation images answered right, its line the 95 % Wilson interval. It speaks for these images alone.",
     "drift": "How far each block's output is from its dense twin on images that neither heal nor evaluate. Little drift is no promise of accuracy.",
 }
