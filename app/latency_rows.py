@@ -118,7 +118,7 @@ def intervals(rows: pd.DataFrame) -> str:
     """What the intervals on show cover, in a sentence; '' where nothing was timed.
 
     >>> intervals(pd.DataFrame({"run": [4, 3], "images_per_s": 9.0, "starts": [8, None]}))
-    'Measured again, a figure lands in its interval in 95 % of cases: 8 fresh starts (run 4), rounds within one process (run 3).'
+    'Measured again as quietly, a figure lands in its interval in 95 % of cases: 8 fresh starts (run 4), rounds within one process (run 3).'
     """
     told: dict[str, dict[int, None]] = {}
     for row in timed(rows).to_dict("records") if len(rows) else ():
@@ -126,7 +126,7 @@ def intervals(rows: pd.DataFrame) -> str:
     if not told:
         return ""
     parts = [f"{what} (run {', '.join(map(str, runs))})" if len(told) > 1 else what for what, runs in told.items()]
-    return f"Measured again, a figure lands in its interval in 95 % of cases: {', '.join(parts)}."
+    return f"Measured again as quietly, a figure lands in its interval in 95 % of cases: {', '.join(parts)}."
 
 
 def key(row) -> str:
