@@ -29,7 +29,7 @@ from starfish_lab.models.loading import load
 from starfish_lab.models.network import Network
 from starfish_lab.pruning.prune import make_masks, pruned
 from starfish_lab.recipe import PruningChoice, Recipe
-from starfish_lab.sensitivity import stored
+from starfish_lab.sensitivity import spending, stored
 from starfish_lab.sensitivity.plan import Sensitivity
 from starfish_lab.sensitivity.run import run
 
@@ -51,7 +51,7 @@ def budgets(
             base = replace(recipe.pruning, sparsity=sparsity)
             budgets = ("uniform", "global", "mp_edge", "sensitivity") if pattern == "unstructured" else ("uniform",)
             choices = {name: replace(base, budget=name) for name in budgets}
-            choices |= {f"sensitivity, {damage}": stored.budget(base, rows, damage=damage) for damage in stored.damages(rows)}
+            choices |= {f"sensitivity, {damage}": spending.budget(base, rows, damage=damage) for damage in stored.damages(rows)}
             for name, choice in choices.items():
                 masks = make_masks(dense, choice, calibration=calibration, device=device).masks
                 student = pruned(dense, masks)

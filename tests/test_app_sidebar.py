@@ -88,7 +88,10 @@ def test_ray_out_of_reach_is_one_sentence_and_the_page_stays_up(store, monkeypat
     assert "cannot be reached" not in said(app)
 
 
-@pytest.mark.parametrize(("seconds", "says", "not_yet"), [(1, "Worker starting", "python -m"), (61, "No worker", "Worker starting")])
+@pytest.mark.parametrize(
+    ("seconds", "says", "not_yet"),
+    [(1, "Worker starting", "python -m"), (61, "Runs wait until one is started: `python -m starfish_lab worker`", "Worker starting")],
+)
 def test_a_worker_has_a_minute_to_start_before_it_is_missed(store, monkeypatch, seconds, says, not_yet):
     monkeypatch.setattr(sidebar, "_FIRST_OPENED", time.monotonic() - seconds)
     shown = said(open_page("spectra"))

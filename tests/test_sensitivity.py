@@ -20,7 +20,7 @@ from starfish_lab.progress import Reporter
 from starfish_lab.pruning.budgets import sensitivity as budget
 from starfish_lab.pruning.prune import make_masks
 from starfish_lab.recipe import ImagesChoice, PruningChoice, Recipe, edit
-from starfish_lab.sensitivity import stored
+from starfish_lab.sensitivity import spending, stored
 from starfish_lab.sensitivity.layer_ms import layer_ms
 from starfish_lab.sensitivity.plan import Sensitivity
 from starfish_lab.sensitivity.run import run
@@ -225,7 +225,7 @@ def test_curves_become_monotone_and_pass_through_what_was_measured():
 def test_the_recipe_stands_alone_and_the_preview_says_what_the_run_does(profiled):
     network, profile = profiled("tiny_vit")
     rows = measured(network, levels=(0.3, 0.6, 0.9))
-    recipe = Recipe(pruning=stored.budget(PruningChoice(sparsity=0.7), rows))
+    recipe = Recipe(pruning=spending.budget(PruningChoice(sparsity=0.7), rows))
     recipe = Recipe.from_json(recipe.to_json())
     masks = make_masks(network, recipe.pruning).masks
     predicted = whatif.predict(profile, recipe.pruning).layers.set_index("layer")["removed"]

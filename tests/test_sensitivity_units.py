@@ -16,7 +16,7 @@ from starfish_lab.measure.macs import effective_macs, total_macs
 from starfish_lab.pruning.budgets.sensitivity import GRID, on_grid
 from starfish_lab.pruning.prune import make_masks, pruned
 from starfish_lab.recipe import PruningChoice, Recipe
-from starfish_lab.sensitivity import stored
+from starfish_lab.sensitivity import spending, stored
 from starfish_lab.sensitivity.plan import Sensitivity
 
 
@@ -53,7 +53,7 @@ def test_the_network_is_as_it_was(tiny_vit):
 
 def test_shares_along_the_curves_save_what_was_asked_and_harm_less_than_equal_ones(tiny_vit):
     rows = measured(tiny_vit, levels=(0.25, 0.5, 0.75, 0.95), pattern="structured")
-    choice = stored.budget(PruningChoice(pattern="structured", sparsity=0.5), rows)
+    choice = spending.budget(PruningChoice(pattern="structured", sparsity=0.5), rows)
     assert list(choice.layers) == list(rows["layer"].unique())
     masks = make_masks(tiny_vit, choice).masks
     every = 1e9 * rows.drop_duplicates("layer")["macs_g"].sum()

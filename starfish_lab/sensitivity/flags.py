@@ -13,7 +13,7 @@ from starfish_lab.arguments import comma_separated, plan_of, recipe_of
 from starfish_lab.errors import LabError
 from starfish_lab.progress import Reporter
 from starfish_lab.report import Report
-from starfish_lab.sensitivity import stored
+from starfish_lab.sensitivity import spending, stored
 from starfish_lab.sensitivity.plan import ON, Sensitivity
 
 
@@ -64,7 +64,7 @@ def shown(arguments: argparse.Namespace, report: Report) -> pd.DataFrame:
         if arguments.damage not in stored.damages(rows):
             raise LabError("These curves have no accuracy, so nothing can be spent along it. Measure with --on evaluation, or take --damage kl.")
         recipe = recipe_of(arguments)
-        recipe = replace(recipe, pruning=stored.budget(recipe.pruning, rows, damage=arguments.damage))
+        recipe = replace(recipe, pruning=spending.budget(recipe.pruning, rows, damage=arguments.damage))
         Path(arguments.recipe_out).write_text(recipe.to_json())
     if arguments.json:
         return rows

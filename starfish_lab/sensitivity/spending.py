@@ -13,12 +13,13 @@ whether a device really saves it is another question (`prediction`). No torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from starfish_lab.pruning.budgets.sensitivity import GRID, on_grid, spend
+from starfish_lab.recipe import PruningChoice
 from starfish_lab.sensitivity import stored
 
 MOST = 0.99  # that any layer loses: none goes wholly, and none further than it was measured
@@ -82,3 +83,17 @@ class Along:
 def sparsity(shares: Mapping[str, float], sizes: Mapping[str, int]) -> float:
     """The overall sparsity that these shares come to, each rounded to whole weights."""
     return sum(round(share * sizes[layer]) for layer, share in shares.items()) / sum(sizes.values())
+
+
+def budget(choice: PruningChoice, rows: pd.DataFrame, *, damage: str = "kl", costs: dict[str, float] | None = None) -> PruningChoice:
+    """The choice with its budget along these curves, which stand in its options as plain numbers: the recipe needs no store.
+
+    Units have no budget: under 'structured' every group gets its share of the units, so many that the recipe's sparsity goes of all
+    multiply-adds that can go.
+    """
+    if choice.pattern == "structured":
+        along = Along.of(rows, damage, rows.drop_duplicates("layer"))
+        return replace(choice, layers=along.spent(choice.sparsity))
+    levels, found = stored.curves(rows, damage)
+    options = {"levels": levels, "curves": found} | ({"costs": costs} if costs else {})
+    return replace(choice, pattern="unstructured", budget="sensitivity", options=options)

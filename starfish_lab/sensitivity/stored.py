@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from starfish_lab.recipe import PruningChoice
 from starfish_lab.sensitivity.plan import Sensitivity
 
 if TYPE_CHECKING:
@@ -48,19 +46,3 @@ def curves(rows: pd.DataFrame, damage: str) -> tuple[list[float], dict[str, list
     table = with_loss(rows).pivot(index="layer", columns="level", values=DAMAGES[damage][1]).loc[rows["layer"].drop_duplicates()].clip(lower=0)
     found = {str(layer): [float(f"{value:.6g}") for value in values] for layer, values in zip(table.index, table.to_numpy())}
     return [float(level) for level in table], found
-
-
-def budget(choice: PruningChoice, rows: pd.DataFrame, *, damage: str = "kl", costs: dict[str, float] | None = None) -> PruningChoice:
-    """The choice with its budget along these curves, which stand in its options as plain numbers: the recipe needs no store.
-
-    Units have no budget: under 'structured' every group gets its share of the units, so many that the recipe's sparsity goes of all
-    multiply-adds that can go.
-    """
-    if choice.pattern == "structured":
-        from starfish_lab.sensitivity.spending import Along
-
-        along = Along.of(rows, damage, rows.drop_duplicates("layer"))
-        return replace(choice, layers=along.spent(choice.sparsity))
-    levels, found = curves(rows, damage)
-    options = {"levels": levels, "curves": found} | ({"costs": costs} if costs else {})
-    return replace(choice, pattern="unstructured", budget="sensitivity", options=options)
